@@ -1,0 +1,176 @@
+package trace
+
+import (
+	"fmt"
+
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/proxy"
+)
+
+// SourceID names a kind of evidence. It is a small number so that sets of
+// sources fit in an Evidence.
+type SourceID uint8
+
+// The sources. See docs/architecture.md for what each can prove.
+const (
+	NFLog SourceID = iota
+	Conntrack
+	NFTrace
+	LegacyTrace
+	IPVS
+	Userspace
+	Wire
+	Drops
+	sourceCount
+)
+
+var sourceNames = [sourceCount]string{
+	"nflog", "conntrack", "nftrace", "legacytrace", "ipvs", "userspace", "wire", "drop",
+}
+
+// String returns the source's name as it stands in outputs.
+func (s SourceID) String() string {
+	if s < sourceCount {
+		return sourceNames[s]
+	}
+	return fmt.Sprintf("source%d", uint8(s))
+}
+
+// Evidence is a set of sources.
+type Evidence uint16
+
+// With returns e and s.
+func (e Evidence) With(s SourceID) Evidence { return e | 1<<s }
+
+// Has reports whether s is in e.
+func (e Evidence) Has(s SourceID) bool { return e&(1<<s) != 0 }
+
+// Names lists the sources in e in a fixed order.
+func (e Evidence) Names() []string {
+	var names []string
+	for s := range sourceCount {
+		if e.Has(s) {
+			names = append(names, s.String())
+		}
+	}
+	return names
+}
+
+// Frame is what a Source read from the kernel in one go: one receive's worth
+// of bytes, the source, and our clock. It can be recorded, and a recording
+// replays through the same Decoder.
+type Frame struct {
+	Source SourceID
+	// Time is our wall clock when the bytes were read, in nanoseconds since
+	// 1970, for events that carry no kernel time.
+	Time int64
+	// Data belongs to the Source and is valid only until the call that got
+	// the Frame returns.
+	Data []byte
+}
+
+// EventKind says what an Event reports.
+type EventKind uint8
+
+// The kinds. The first group comes from NFLOG rules of the same names, the
+// second from connection tracking.
+const (
+	KindNone EventKind = iota
+	KindPick
+	KindMiss
+	KindReject
+	KindDrop
+	KindSyn
+	KindSynAck
+	KindFin
+	KindRst
+	KindICMP
+	KindReply
+	// KindNew and KindDestroy are conntrack's events.
+	KindNew
+	KindDestroy
+	// KindEntry is the answer to a question about one entry, or one entry of
+	// a dump; KindGone says that the entry asked about no longer exists.
+	KindEntry
+	KindGone
+)
+
+var eventKinds = [...]string{
+	"none", "pick", "miss", "reject", "drop", "syn", "synack", "fin", "rst", "icmp", "reply",
+	"new", "destroy", "entry", "gone",
+}
+
+// String returns the kind in lower case.
+func (k EventKind) String() string {
+	if int(k) < len(eventKinds) {
+		return eventKinds[k]
+	}
+	return fmt.Sprintf("kind%d", uint8(k))
+}
+
+// KindOf returns the event kind that a rule's tag stands for.
+func KindOf(t proxy.TagKind) EventKind {
+	switch t {
+	case proxy.TagPick:
+		return KindPick
+	case proxy.TagMiss:
+		return KindMiss
+	case proxy.TagReject:
+		return KindReject
+	case proxy.TagDrop:
+		return KindDrop
+	case proxy.TagSyn:
+		return KindSyn
+	case proxy.TagSynAck:
+		return KindSynAck
+	case proxy.TagFin:
+		return KindFin
+	case proxy.TagRst:
+		return KindRst
+	case proxy.TagICMP:
+		return KindICMP
+	case proxy.TagReply:
+		return KindReply
+	}
+	return KindNone
+}
+
+// Event is one decoded observation. It is a plain value of fixed size, apart
+// from Rule, which points into an Index.
+type Event struct {
+	Kind   EventKind
+	Source SourceID
+	// Time is nanoseconds since 1970: the kernel's clock where KernelTime is
+	// set, ours on reading otherwise.
+	Time       int64
+	KernelTime bool
+	// Rule is the tagged rule that reported it; nil for conntrack's events
+	// and for tags nobody knows.
+	Rule *proxy.Rule
+	// Tuple is the packet as it was at that hook, or an entry's original
+	// tuple. For KindICMP it is the packet quoted inside the ICMP error.
+	Tuple conntrack.Tuple
+	// Reply is an entry's reply tuple; zero for packets.
+	Reply conntrack.Tuple
+
+	// The packet: TCP sequence and acknowledgement numbers, skb mark (0 where
+	// absent), interfaces by index (0 where absent), netfilter hook, IP id,
+	// and for KindICMP the type and code.
+	TCPSeq, TCPAck     uint32
+	Mark               uint32
+	InDev, OutDev      uint32
+	PhysIn, PhysOut    uint32
+	Hook               uint8
+	ICMPType, ICMPCode uint8
+	IPID               uint16
+	ICMPFrom           [16]byte
+
+	// The entry: see conntrack.Flow.
+	CTID     uint32
+	Status   conntrack.Status
+	TCPState conntrack.TCPState
+	// Timeout is the seconds left; in a KindDestroy zero means expired.
+	Timeout     uint32
+	Out, In     conntrack.Counters
+	Start, Stop int64
+}
