@@ -99,11 +99,12 @@ type Select struct {
 	Policy string
 	// LocalPolicy says the same of Local.
 	LocalPolicy string
-	Excluded    Excluded
+	// Excluded counts what is not in Cluster, LocalExcluded what is not in
+	// Local.
+	Excluded, LocalExcluded Excluded
 }
 
-// Excluded counts the endpoints that are no candidates for policy Cluster, by
-// reason.
+// Excluded counts the endpoints that are no candidates, by reason.
 type Excluded struct {
 	NotReady, Terminating, OtherZone, NotLocal, Overlay int
 }
