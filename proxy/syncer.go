@@ -1,0 +1,203 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// keepViews is how many generations of intent observers can look back on.
+const keepViews = 8
+
+// SyncerConfig says how often a Syncer works.
+type SyncerConfig struct {
+	Backend Backend
+	// MinInterval is the least time from the end of one sync to the start of
+	// the next, so that a burst of changes costs one: 100 ms if zero. The
+	// first change after a rest is programmed at once.
+	MinInterval time.Duration
+	// Retry is the wait after a failed sync: 1 s if zero. It doubles up to
+	// 30 s while syncs keep failing.
+	Retry  time.Duration
+	Logger *slog.Logger
+}
+
+// Syncer keeps the kernel at the newest Snapshot. What is wanted is kept until
+// the kernel took it: a failed sync loses nothing and is tried again.
+type Syncer struct {
+	cfg   SyncerConfig
+	wake  chan struct{}
+	views atomic.Pointer[[]*View]
+
+	mu      sync.Mutex
+	want    *Snapshot
+	overlay Overlay
+	stats   SyncStats
+}
+
+// SyncStats says what a Syncer has done.
+type SyncStats struct {
+	Syncs, Failures uint64
+	// Pending is set while a change has not reached the kernel.
+	Pending bool
+	// LastStart and LastEnd are of the last sync; LastError what it could not
+	// program, nil if it could.
+	LastStart, LastEnd time.Time
+	LastError          error
+	LastReport         Report
+}
+
+// NewSyncer makes a Syncer; Run starts it.
+func NewSyncer(cfg SyncerConfig) *Syncer {
+	if cfg.MinInterval == 0 {
+		cfg.MinInterval = 100 * time.Millisecond
+	}
+	if cfg.Retry == 0 {
+		cfg.Retry = time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Syncer{cfg: cfg, wake: make(chan struct{}, 1)}
+	s.views.Store(&[]*View{})
+	return s
+}
+
+// Set makes snap what is wanted. It returns at once.
+func (s *Syncer) Set(snap *Snapshot) {
+	s.mu.Lock()
+	s.want, s.stats.Pending = snap, true
+	s.mu.Unlock()
+	s.kick()
+}
+
+// SetOverlay makes o what is out for a time. It returns at once.
+func (s *Syncer) SetOverlay(o Overlay) {
+	s.mu.Lock()
+	s.overlay, s.stats.Pending = o, true
+	s.mu.Unlock()
+	s.kick()
+}
+
+func (s *Syncer) kick() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Views returns the generations the kernel has followed, newest first. The
+// first may still be on its way in: its Done is zero. The slice is immutable.
+func (s *Syncer) Views() []*View { return *s.views.Load() }
+
+// View returns the newest generation, nil before the first.
+func (s *Syncer) View() *View {
+	if v := s.Views(); len(v) > 0 {
+		return v[0]
+	}
+	return nil
+}
+
+// Stats may be called at any time.
+func (s *Syncer) Stats() SyncStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stats
+}
+
+// Run syncs until ctx ends, which is no error. A commit under way is finished
+// first. Nothing is written before the first Set.
+func (s *Syncer) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	timer.Stop()
+	defer timer.Stop()
+	var notBefore time.Time
+	retry := s.cfg.Retry
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.wake:
+		case <-timer.C:
+		}
+		if wait := time.Until(notBefore); wait > 0 {
+			timer.Reset(wait)
+			continue
+		}
+		s.mu.Lock()
+		snap, overlay := s.want, s.overlay
+		s.mu.Unlock()
+		if snap == nil {
+			continue
+		}
+		err := s.sync(ctx, snap, overlay)
+		notBefore = time.Now().Add(s.cfg.MinInterval)
+		if err == nil {
+			retry = s.cfg.Retry
+			continue
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		s.cfg.Logger.Error("sync: not everything was programmed; trying again", "in", retry, "err", err)
+		timer.Reset(retry)
+		retry = min(2*retry, 30*time.Second)
+	}
+}
+
+// sync does one sync and publishes its View: before the first commit, because
+// packets follow new rules before the last one, and after it with the result.
+func (s *Syncer) sync(ctx context.Context, snap *Snapshot, overlay Overlay) (err error) {
+	start := time.Now()
+	v := &View{Mode: s.cfg.Backend.Mode(), Snapshot: snap, Overlay: overlay, From: start}
+	v.Program = s.cfg.Backend.Render(snap, overlay)
+	older := s.Views()
+	s.publish(v, older)
+
+	report, err := s.apply(ctx, v.Program)
+	done := *v
+	done.Done, done.Err = time.Now(), err
+	s.publish(&done, older)
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := &s.stats
+	st.Syncs++
+	st.LastStart, st.LastEnd, st.LastError, st.LastReport = start, done.Done, err, report
+	st.LastReport.Took = done.Done.Sub(start)
+	if err != nil {
+		st.Failures++
+	}
+	if err == nil && s.want == snap {
+		st.Pending = false
+	}
+	s.cfg.Logger.Debug("sync: done", "took", st.LastReport.Took, "commits", report.Commits, "rules", report.Rules, "full", report.Full, "err", err)
+	return err
+}
+
+// apply turns a panic of the backend into an error: a fault in programming one
+// generation must not end the proxy.
+func (s *Syncer) apply(ctx context.Context, p Program) (r Report, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("proxy: panic while programming: %v\n%s", v, debug.Stack())
+		}
+	}()
+	r, err = s.cfg.Backend.Apply(ctx, p)
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return r, fmt.Errorf("proxy: stopped while programming: %w", err)
+	}
+	return r, err
+}
+
+func (s *Syncer) publish(v *View, older []*View) {
+	views := make([]*View, 0, keepViews)
+	views = append(views, v)
+	views = append(views, older[:min(len(older), keepViews-1)]...)
+	s.views.Store(&views)
+}

@@ -1,0 +1,151 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// fakeBackend notes what it was asked to apply and fails on demand.
+type fakeBackend struct {
+	mu      sync.Mutex
+	applied []*Snapshot
+	fail    int
+	panics  bool
+	took    time.Duration
+	started func()
+}
+
+type fakeProgram struct{ snap *Snapshot }
+
+func (fakeProgram) Index() Index        { return nil }
+func (fakeProgram) Walk(Packet) Outcome { return Outcome{} }
+func (fakeProgram) Text() string        { return "" }
+func (fakeProgram) Problems() []Problem { return nil }
+
+func (*fakeBackend) Mode() Mode                            { return IPTables }
+func (*fakeBackend) Cleanup(context.Context) error         { return nil }
+func (*fakeBackend) Render(s *Snapshot, _ Overlay) Program { return fakeProgram{s} }
+
+func (b *fakeBackend) Apply(_ context.Context, p Program) (Report, error) {
+	if b.started != nil {
+		b.started()
+	}
+	time.Sleep(b.took)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.panics {
+		b.panics = false
+		panic("boom")
+	}
+	if b.fail > 0 {
+		b.fail--
+		return Report{}, errors.New("the kernel said no")
+	}
+	b.applied = append(b.applied, p.(fakeProgram).snap)
+	return Report{Commits: 1}, nil
+}
+
+func (b *fakeBackend) got() []*Snapshot {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]*Snapshot(nil), b.applied...)
+}
+
+func run(t *testing.T, b *fakeBackend, f func(*Syncer)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSyncer(SyncerConfig{Backend: b})
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		f(s)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestSyncerCollapsesBursts(t *testing.T) {
+	b := &fakeBackend{took: 10 * time.Millisecond}
+	run(t, b, func(s *Syncer) {
+		var last *Snapshot
+		for range 50 {
+			last = &Snapshot{}
+			s.Set(last)
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		got := b.got()
+		if len(got) < 2 || len(got) > 3 || got[len(got)-1] != last {
+			t.Errorf("50 changes in 50 ms made %d syncs, last one right: %v", len(got), got[len(got)-1] == last)
+		}
+		if s.Stats().Pending {
+			t.Error("still pending after the kernel took it")
+		}
+	})
+}
+
+func TestSyncerKeepsWhatFailed(t *testing.T) {
+	b := &fakeBackend{fail: 3}
+	run(t, b, func(s *Syncer) {
+		want := &Snapshot{}
+		s.Set(want)
+		time.Sleep(100 * time.Millisecond)
+		if st := s.Stats(); !st.Pending || st.LastError == nil || len(b.got()) != 0 {
+			t.Errorf("after a failure: %+v", st)
+		}
+		time.Sleep(10 * time.Second)
+		if got := b.got(); len(got) != 1 || got[0] != want {
+			t.Errorf("not programmed after the failures ended: %v", got)
+		}
+		if st := s.Stats(); st.Pending || st.Failures != 3 || st.LastError != nil {
+			t.Errorf("stats = %+v", st)
+		}
+	})
+}
+
+func TestSyncerSurvivesPanic(t *testing.T) {
+	b := &fakeBackend{panics: true}
+	run(t, b, func(s *Syncer) {
+		s.Set(&Snapshot{})
+		time.Sleep(5 * time.Second)
+		if len(b.got()) != 1 || s.Stats().Failures != 1 {
+			t.Errorf("stats = %+v, applied %d", s.Stats(), len(b.got()))
+		}
+	})
+}
+
+// TestSyncerViews checks that a View is there before the kernel can follow it,
+// and is told apart from one that the kernel has taken.
+func TestSyncerViews(t *testing.T) {
+	b := &fakeBackend{took: time.Second}
+	run(t, b, func(s *Syncer) {
+		first := &Snapshot{}
+		b.started = func() {
+			if v := s.View(); v == nil || v.Snapshot != first || !v.Done.IsZero() {
+				t.Errorf("while programming the first: %+v", v)
+			}
+		}
+		s.Set(first)
+		time.Sleep(2 * time.Second)
+		b.started = nil
+		for range 2 * keepViews {
+			s.Set(&Snapshot{})
+			time.Sleep(2 * time.Second)
+		}
+		views := s.Views()
+		if len(views) != keepViews {
+			t.Fatalf("%d views kept", len(views))
+		}
+		for i, v := range views {
+			if v.Done.Sub(v.From) != time.Second || i > 0 && !v.From.Before(views[i-1].From) {
+				t.Errorf("view %d: from %v, done %v", i, v.From, v.Done)
+			}
+		}
+	})
+}
