@@ -113,6 +113,7 @@ func programRole(how string) {
 		fmt.Println("ready")
 		time.Sleep(time.Hour)
 	case "files":
+		fmt.Println("up")
 		b, err := io.ReadAll(os.NewFile(3, "in"))
 		out := os.NewFile(4, "out")
 		fmt.Fprintf(out, "%s %v %v", b, err, os.Args[1:])
@@ -327,14 +328,13 @@ func TestReexecFiles(t *testing.T) {
 		got <- string(b)
 		stdinW.Close()
 	}()
-	done := make(chan struct{})
+	up, done := newWatcher(), make(chan struct{})
 	go func() {
 		defer close(done)
-		// Our own copies must be closed for the reader to see the end.
-		time.Sleep(300 * time.Millisecond)
+		up.waitFor(t, "up") // our own copy must be closed for the reader to see the end
 		outW.Close()
 	}()
-	code, _, err := reexecProgram(t, Sandbox{Args: []string{"-x", "y z"}, Stdin: stdinR,
+	code, _, err := reexecProgram(t, Sandbox{Args: []string{"-x", "y z"}, Stdin: stdinR, Stdout: up,
 		ExtraFiles: []*os.File{inR, outW}}, "files")
 	<-done
 	if code != 0 || err != nil {
