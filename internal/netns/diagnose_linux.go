@@ -17,6 +17,13 @@ func readSysctl(path string) string {
 	return strings.TrimSpace(string(b))
 }
 
+// Explain says why the host refused to make namespaces, which for an
+// ordinary user include a user namespace, and how to allow it. An err without
+// a known errno gives no cause.
+func Explain(doing string, err error, userNS bool) *HostError {
+	return diagnose(doing, err, userNS, readSysctl)
+}
+
 // diagnose explains a failed step of making a sandbox. Settings are read
 // with sysctl, so that a test can play a host.
 func diagnose(doing string, err error, userNS bool, sysctl func(path string) string) *HostError {
@@ -64,6 +71,8 @@ func forbidden(doing string, userNS bool, sysctl func(string) string) (cause, fi
 	case userNS:
 		return "a container's seccomp profile, a security module or a chroot forbids user namespaces",
 			"run outside the container, or allow it there (docker run --security-opt seccomp=unconfined), or as root"
+	case os.Geteuid() != 0:
+		return "only root may, or who is inside a sandbox", "run kptrace as root, or in namespaces of its own"
 	default:
 		return "root lacks CAP_SYS_ADMIN, or a security module forbids it", "run kptrace with all capabilities of root"
 	}

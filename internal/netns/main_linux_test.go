@@ -195,7 +195,7 @@ func TestDiagnose(t *testing.T) {
 		{"too many", doClone, unix.ENOSPC, true, map[string]string{"user/max_user_namespaces": "10"}, "limit"},
 		{"masked proc", doMountProc, unix.EPERM, false, nil, "unmasked /proc"},
 		{"seccomp", doClone, unix.EPERM, true, nil, "seccomp"},
-		{"weak root", doClone, unix.EPERM, false, nil, "CAP_SYS_ADMIN"},
+		{"not privileged", doClone, unix.EPERM, false, nil, "run kptrace"},
 		{"old kernel", doClone, unix.EINVAL, true, nil, "CONFIG_USER_NS"},
 		{"nested", doClone, unix.EUSERS, true, nil, "nested"},
 	} {

@@ -44,6 +44,9 @@ func (*NS) Sysctl(string) (string, error) { return "", errLinux }
 // SetSysctl fails: network namespaces need Linux.
 func (*NS) SetSysctl(string, string) error { return errLinux }
 
+// Explain wraps err: there is nothing to allow here.
+func Explain(doing string, err error, _ bool) *HostError { return &HostError{Doing: doing, Err: err} }
+
 // Reexec fails: namespaces need Linux.
 func Reexec(context.Context, Sandbox) (int, error) { return -1, errLinux }
 

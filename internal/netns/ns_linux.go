@@ -17,7 +17,8 @@ type NS struct {
 }
 
 // New makes a network namespace with its loopback device up. It needs
-// CAP_SYS_ADMIN: root, or the inside of a Sandbox.
+// CAP_SYS_ADMIN: root, or the inside of a Sandbox. A host that forbids it gives
+// a *HostError.
 func New() (*NS, error) {
 	home, err := Current()
 	if err != nil {
@@ -39,7 +40,7 @@ func New() (*NS, error) {
 		if n != nil {
 			n.Close()
 		}
-		return nil, fmt.Errorf("netns: making a network namespace: %w", err)
+		return nil, Explain("making a network namespace", err, false)
 	}
 	return n, nil
 }
