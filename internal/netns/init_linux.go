@@ -50,6 +50,9 @@ func runInit(extra int) int {
 	runtime.LockOSThread()
 	status := os.NewFile(uintptr(3+extra), "status")
 	syscall.CloseOnExec(3 + extra)
+	if launcherGone(3 + extra) {
+		return 1
+	}
 
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT,
@@ -78,6 +81,17 @@ func runInit(extra int) int {
 		}
 	}()
 	return reap(pid)
+}
+
+// launcherGone reports whether nobody reads the status pipe any more. A
+// launcher killed between clone(2) and the child's prctl(PR_SET_PDEATHSIG)
+// sends no signal, and the usual check for it, getppid(2), always gives 0 in
+// a new pid namespace. The kernel closes a process's files before it sends
+// death signals, so one of the two always tells.
+func launcherGone(status int) bool {
+	fds := []unix.PollFd{{Fd: int32(status)}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 1 && fds[0].Revents&unix.POLLERR != 0
 }
 
 func setUpAndStart(extra int) (pid int, failed *setupStep) {

@@ -367,6 +367,53 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// An init that starts after its launcher's death ends at once.
+func TestInitWithoutLauncher(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for _, alive := range []bool{true, false} {
+		if !alive {
+			r.Close()
+		}
+		s := Sandbox{Env: []string{roleEnv + "=program exit"}}
+		init, err := exec.Start(s.spec(w, !privileged()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := map[bool]int{true: 42, false: 1}[alive]; init.ExitCode() != want {
+			t.Errorf("launcher alive %t: exit code %d, want %d", alive, init.ExitCode(), want)
+		}
+	}
+}
+
+// The launcher may be killed at any moment of its start.
+func TestKillDuringStart(t *testing.T) {
+	if Inside() {
+		return
+	}
+	tag := fmt.Sprintf("KPTRACE_TEST_TAG=%d.%d", os.Getpid(), time.Now().UnixNano())
+	for i := range 60 {
+		p := startSelf(t, io.Discard, "", []string{roleEnv + "=launcher", tag})
+		time.Sleep(time.Duration(i) * 500 * time.Microsecond)
+		if err := p.Signal(unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		<-p.Done()
+	}
+	eventually(t, "no process with our tag", func() bool {
+		for _, pid := range procs() {
+			env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+			if err == nil && bytes.Contains(env, []byte(tag)) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // Both iptables flavours work in a sandbox, with the lock in place.
 func TestIPTablesInSandbox(t *testing.T) {
 	if !sandboxed(t, false) {
