@@ -39,7 +39,7 @@ func Run(ctx context.Context, s Spec) (Result, error) {
 	case <-ctx.Done():
 		if !p.endsWithin(s.grace()) {
 			killed = context.Cause(ctx)
-			p.Kill()
+			_ = p.Kill() // it may have just ended
 		}
 	}
 	err = p.Wait()

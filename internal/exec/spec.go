@@ -53,7 +53,9 @@ type Spec struct {
 	// Netns is a descriptor of the network namespace to run in; 0 means
 	// ours. Entering needs CAP_SYS_ADMIN in the owner of that namespace.
 	Netns int
-	// NewNamespaces are made for the child (clone(2)).
+	// NewNamespaces are made for the child (clone(2)). The first process of
+	// a pid namespace must itself look whether we still live, for the kernel
+	// cannot tell it of a death between clone and prctl; a sandbox's does.
 	NewNamespaces Flags
 	// UIDMap and GIDMap are written when NewNamespaces has CLONE_NEWUSER;
 	// setgroups(2) is then denied in the child.
