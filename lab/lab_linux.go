@@ -1,0 +1,265 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kptrace/kptrace/internal/exec"
+	"github.com/kptrace/kptrace/proxy"
+)
+
+// Lab is a running lab. Its methods may be called from any goroutine.
+type Lab struct {
+	cfg      Config
+	cluster  *Cluster
+	problems []proxy.Problem
+	world    *world
+	started  time.Time
+	lock     *os.File
+
+	nodes  map[string]*exec.Process
+	pods   map[string]*pod
+	failed chan error // the first node that ended by itself
+
+	reportMu sync.Mutex
+	closing  chan struct{}
+	close    sync.Once
+	watchers sync.WaitGroup
+}
+
+// Start makes a lab and returns when all its programs run; pods serve, and
+// clients wait for StartTraffic. It needs the inside of a sandbox
+// (internal/netns), and lives until Close or the end of this process. ctx
+// bounds the making only.
+func Start(ctx context.Context, cfg Config) (*Lab, error) {
+	if cfg.Self == nil {
+		cfg.Self = []string{"/proc/self/exe"}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	l := &Lab{
+		cfg: cfg, started: time.Now(), failed: make(chan error, 1), closing: make(chan struct{}),
+		nodes: map[string]*exec.Process{}, pods: map[string]*pod{},
+	}
+	if err := l.start(ctx); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *Lab) start(ctx context.Context) error {
+	var err error
+	if l.cluster, l.problems, err = Read(l.cfg.Dir); err != nil {
+		return err
+	}
+	topology, err := Plan(l.cluster, l.cfg.Options)
+	if err != nil {
+		return err
+	}
+	if l.lock, err = occupy(l.cfg.SocketDir); err != nil {
+		return err
+	}
+	if l.world, err = build(topology); err != nil {
+		return err
+	}
+	for i := range l.cluster.Pods {
+		p := &pod{lab: l, Pod: &l.cluster.Pods[i], space: l.world.spaces[PodSpace(l.cluster.Pods[i].Namespace, l.cluster.Pods[i].Name)]}
+		l.pods[p.ID()] = p
+		if err := p.launch(ctx); err != nil {
+			return fmt.Errorf("lab: starting pod %s: %w", p.ID(), err)
+		}
+	}
+	if l.cfg.NoProxy {
+		return nil
+	}
+	for i := range l.cluster.Nodes {
+		if err := l.startNode(l.cluster.Nodes[i].Name); err != nil {
+			return fmt.Errorf("lab: starting node: %w", err)
+		}
+	}
+	return nil
+}
+
+// startNode runs "kptrace proxy" in a node's namespace.
+func (l *Lab) startNode(name string) error {
+	args := append([]string{}, l.cfg.Self[1:]...)
+	args = append(args, "proxy", "--manifests", l.cfg.Dir, "--node", name, "--socket", l.NodeSocket(name))
+	spec := exec.Spec{
+		Path: l.cfg.Self[0], Argv0: "kptrace", Args: append(args, l.cfg.ProxyArgs...),
+		Netns: l.world.spaces[NodeSpace(name)].ns.Fd(), OwnGroup: true,
+	}
+	if l.cfg.Output != nil {
+		spec.Stderr = &prefixer{out: l.cfg.Output, prefix: name + ": "}
+	}
+	p, err := exec.Start(spec)
+	if err != nil {
+		return err
+	}
+	l.nodes[name] = p
+	l.watchers.Go(func() {
+		err := p.Wait()
+		select {
+		case <-l.closing:
+			return
+		default:
+		}
+		if err == nil {
+			err = errors.New("it ended")
+		}
+		select {
+		case l.failed <- fmt.Errorf("lab: proxy of node %s: %w", name, err):
+		default:
+		}
+	})
+	return nil
+}
+
+// Cluster returns what was built. It must not be changed.
+func (l *Lab) Cluster() *Cluster { return l.cluster }
+
+// Problems returns what could not be built.
+func (l *Lab) Problems() []proxy.Problem { return l.problems }
+
+// NodeSocket is the path at which a node answers follow, show and status.
+func (l *Lab) NodeSocket(node string) string {
+	return filepath.Join(l.cfg.SocketDir, node+".sock")
+}
+
+// Failed delivers the error of the first node whose proxy ended by itself.
+func (l *Lab) Failed() <-chan error { return l.failed }
+
+// StartTraffic lets all clients begin.
+func (l *Lab) StartTraffic(ctx context.Context) error {
+	return l.orderAll(ctx, order{Do: doStart}, func(p *pod) { p.talking = true })
+}
+
+// StopTraffic lets no client begin another connection, and waits for those
+// under way to end and be reported.
+func (l *Lab) StopTraffic(ctx context.Context) error {
+	return l.orderAll(ctx, order{Do: doStop}, func(p *pod) { p.talking = false })
+}
+
+func (l *Lab) orderAll(ctx context.Context, o order, note func(*pod)) error {
+	errs := make(chan error, len(l.pods))
+	for _, p := range l.pods {
+		go func() {
+			p.mu.Lock()
+			note(p)
+			link := p.link
+			p.mu.Unlock()
+			if link == nil || len(p.Traffic) == 0 {
+				errs <- nil
+				return
+			}
+			err := link.do(ctx, o)
+			if err != nil {
+				err = fmt.Errorf("lab: pod %s: %w", p.ID(), err)
+			}
+			errs <- err
+		}()
+	}
+	var all []error
+	for range l.pods {
+		all = append(all, <-errs)
+	}
+	return errors.Join(all...)
+}
+
+func (l *Lab) report(r *Report) {
+	if l.cfg.Report == nil {
+		return
+	}
+	l.reportMu.Lock()
+	defer l.reportMu.Unlock()
+	l.cfg.Report(*r)
+}
+
+// Exec starts a program in the namespace of a pod ("pod/NAMESPACE/NAME") or
+// node ("node/NAME"). A Path of "kptrace" is this binary. The program dies
+// with the lab.
+func (l *Lab) Exec(target string, s exec.Spec) (*exec.Process, error) {
+	sp, ok := l.world.spaces[target]
+	if !ok || target == lanSpace {
+		return nil, fmt.Errorf("lab: nothing here is called %s: there are %s", target, strings.Join(l.Targets(), ", "))
+	}
+	if s.Path == "kptrace" {
+		s.Path, s.Argv0 = l.cfg.Self[0], "kptrace"
+		s.Args = append(append([]string{}, l.cfg.Self[1:]...), s.Args...)
+	}
+	s.Netns = sp.ns.Fd()
+	return exec.Start(s)
+}
+
+// Do runs f in the namespace of a target, as netns.NS.Do does it: sockets
+// that f opens belong to it for good.
+func (l *Lab) Do(target string, f func() error) error {
+	sp, ok := l.world.spaces[target]
+	if !ok {
+		return fmt.Errorf("lab: nothing here is called %s", target)
+	}
+	return sp.ns.Do(f)
+}
+
+// Targets lists what Exec takes: nodes first, then pods.
+func (l *Lab) Targets() []string {
+	var names []string
+	for i := range l.cluster.Nodes {
+		names = append(names, NodeSpace(l.cluster.Nodes[i].Name))
+	}
+	for i := range l.cluster.Pods {
+		names = append(names, PodSpace(l.cluster.Pods[i].Namespace, l.cluster.Pods[i].Name))
+	}
+	return names
+}
+
+// Close ends the lab: pods at once, nodes after they had five seconds to end
+// in good order. It waits until all are gone.
+func (l *Lab) Close() {
+	l.close.Do(func() {
+		close(l.closing)
+		for _, p := range l.nodes {
+			_ = p.Signal(syscall.SIGTERM)
+		}
+		for _, p := range l.pods {
+			p.end()
+		}
+		deadline := time.After(5 * time.Second)
+		for _, p := range l.nodes {
+			select {
+			case <-p.Done():
+			case <-deadline:
+				_ = p.Kill()
+				<-p.Done()
+			}
+		}
+		l.watchers.Wait()
+		if l.world != nil {
+			l.world.close()
+		}
+		if l.lock != nil {
+			l.lock.Close()
+		}
+	})
+}
+
+// signalGroup sends a signal to a child started with OwnGroup and all of its
+// group.
+func signalGroup(p *exec.Process, sig syscall.Signal) {
+	select {
+	case <-p.Done():
+	default:
+		_ = unix.Kill(-p.PID(), sig)
+	}
+}

@@ -1,0 +1,44 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrRunning says that a lab of this name runs already.
+var ErrRunning = errors.New("a lab runs here already: end it with `kptrace lab down`, or give this one another --name")
+
+// occupy makes the folder of a lab's sockets ours for as long as the returned
+// file is open, and removes what a killed lab left in it. The kernel gives
+// the lock back when we die, however we die.
+func occupy(dir string) (*os.File, error) {
+	if dir == "" {
+		return nil, errors.New("lab: Config.SocketDir is empty")
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("lab: making a place for sockets: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lab: taking the lock: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lab: %s: %w", dir, ErrRunning)
+		}
+		return nil, fmt.Errorf("lab: taking the lock: %w", err)
+	}
+	stale, err := filepath.Glob(filepath.Join(dir, "*.sock"))
+	if err != nil {
+		return lock, nil
+	}
+	for _, s := range stale {
+		_ = os.Remove(s)
+	}
+	return lock, nil
+}
