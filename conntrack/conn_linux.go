@@ -1,0 +1,194 @@
+package conntrack
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+	"sync"
+
+	"github.com/mdlayher/netlink"
+	ct "github.com/ti-mo/conntrack"
+	"golang.org/x/sys/unix"
+
+	"github.com/kptrace/kptrace/internal/nfnl"
+)
+
+// dumpTries is how often an interrupted dump is begun anew.
+const dumpTries = 4
+
+// Conn asks the kernel about entries of one network namespace. It is safe for
+// concurrent use; one question is on its way at a time.
+type Conn struct {
+	mu sync.Mutex
+	// conn dumps, gets and counts; sock deletes, because the library leaves
+	// the entry's ID out of the request.
+	conn *ct.Conn
+	sock *nfnl.Socket
+	proc *os.File
+}
+
+// Open connects to the table of the calling thread's network namespace, to
+// which the Conn then belongs whoever uses it. It needs CAP_NET_ADMIN there.
+func Open(c Config) (*Conn, error) {
+	if c.ReceiveBuffer == 0 {
+		c.ReceiveBuffer = 1 << 20
+	}
+	// All three descriptors must come from the same thread's namespace.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	conn, err := ct.Dial(&netlink.Config{})
+	if err != nil {
+		return nil, fmt.Errorf("conntrack: connecting: %w", err)
+	}
+	if err := conn.SetReadBuffer(c.ReceiveBuffer / 2); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("conntrack: setting the receive buffer: %w", err)
+	}
+	sock, err := nfnl.Open(64 << 10)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("conntrack: connecting: %w", err)
+	}
+	proc, err := os.Open("/proc/thread-self/net/stat/nf_conntrack")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		conn.Close()
+		sock.Close()
+		return nil, fmt.Errorf("conntrack: connecting: %w", err)
+	}
+	return &Conn{conn: conn, sock: sock, proc: proc}, nil
+}
+
+// Close ends the connection.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := errors.Join(c.conn.Close(), c.sock.Close())
+	if c.proc != nil {
+		err = errors.Join(err, c.proc.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("conntrack: closing: %w", err)
+	}
+	return nil
+}
+
+// Dump hands every entry of both families to f, in no order; an error of f
+// ends it. The kernel's table changes meanwhile: an entry made or moved during
+// the dump may be missing or come twice, and expired ones the kernel has not
+// yet swept out are left out. A dump that a signal interrupts is begun anew a
+// few times before f sees anything of it.
+func (c *Conn) Dump(ctx context.Context, f func(Flow) error) error {
+	flows, err := c.dump(ctx)
+	if err != nil {
+		return fmt.Errorf("conntrack: dumping the table: %w", err)
+	}
+	for i := range flows {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("conntrack: dumping the table: %w", err)
+		}
+		if err := f(flowOf(&flows[i])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Conn) dump(ctx context.Context) (flows []ct.Flow, err error) {
+	for range dumpTries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		c.mu.Lock()
+		flows, err = c.conn.Dump(nil)
+		c.mu.Unlock()
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	return flows, err
+}
+
+// Get returns the entry that has t as its original or as its reply tuple. Where there is none, errors.Is(err, fs.ErrNotExist) holds.
+func (c *Conn) Get(t Tuple) (Flow, error) {
+	if t.IsZero() {
+		return Flow{}, fmt.Errorf("conntrack: getting an entry: the tuple is empty")
+	}
+	// The kernel looks for the first tuple, in either direction; the library
+	// reads the family off both.
+	q := ct.Flow{TupleOrig: kernelTuple(t), TupleReply: kernelTuple(t.Reverse())}
+	c.mu.Lock()
+	f, err := c.conn.Get(q)
+	c.mu.Unlock()
+	if err != nil {
+		return Flow{}, fmt.Errorf("conntrack: getting %v: %w", t, notExist(err))
+	}
+	return flowOf(&f), nil
+}
+
+// Delete removes the entry that has f.Orig as one of its tuples, if it still is
+// the one that f describes: where f.ID is not zero it must match, too. Where
+// there is no such entry nothing is removed and errors.Is(err,
+// fs.ErrNotExist) holds.
+func (c *Conn) Delete(f Flow) error {
+	if f.Orig.IsZero() {
+		return fmt.Errorf("conntrack: deleting an entry: the original tuple is empty")
+	}
+	attrs := appendTuple(nil, ctaTupleOrig, f.Orig)
+	if f.ID != 0 {
+		attrs = nfnl.AppendAttr(attrs, ctaID, binary.BigEndian.AppendUint32(nil, f.ID)...)
+	}
+	family := uint8(nfnl.FamilyIPv4)
+	if !f.Orig.Is4() {
+		family = nfnl.FamilyIPv6
+	}
+	c.mu.Lock()
+	err := c.sock.Request(nfnl.Type(nfnl.SubsysConntrack, msgDelete), family, 0, attrs)
+	c.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("conntrack: deleting %v: %w", f.Orig, notExist(err))
+	}
+	return nil
+}
+
+// Stats returns the tracker's counters.
+func (c *Conn) Stats() (Stats, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var s Stats
+	cpus, err := c.conn.Stats()
+	if err != nil {
+		return Stats{}, fmt.Errorf("conntrack: reading the counters: %w", err)
+	}
+	for _, cpu := range cpus {
+		s.Found += uint64(cpu.Found)
+		s.Invalid += uint64(cpu.Invalid)
+		s.InsertFailed += uint64(cpu.InsertFailed)
+		s.Drop += uint64(cpu.Drop)
+		s.EarlyDrop += uint64(cpu.EarlyDrop)
+		s.SearchRestart += uint64(cpu.SearchRestart)
+	}
+	global, err := c.conn.StatsGlobal()
+	if err != nil {
+		return Stats{}, fmt.Errorf("conntrack: reading the table's size: %w", err)
+	}
+	s.Entries, s.Limit = uint64(global.Entries), uint64(global.MaxEntries)
+	if c.proc != nil {
+		if err := s.addProc(c.proc); err != nil {
+			return Stats{}, fmt.Errorf("conntrack: reading the counters: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// notExist makes the kernel's answer errors.Is(err, fs.ErrNotExist), which
+// the netlink libraries' wrapping hides.
+func notExist(err error) error {
+	if errors.Is(err, unix.ENOENT) && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	return err
+}
