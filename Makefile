@@ -1,0 +1,53 @@
+# One line per target; what needs more is a script in scripts/.
+#
+#   MODE=iptables         the mode of the demo's proxy
+#   FUZZTIME=10s          how long each fuzz target runs
+#   BENCH_SHORT=1         benchmarks run once, to see that they work
+#   PREFIX, DESTDIR       where install puts the binary
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build demo test lint bench fuzz generate install clean
+
+# Every command sees the tools that deps set up; cgo is never used. -trimpath
+# makes the build cache independent of where the clone and the modules lie.
+ENV     := . scripts/env.sh &&
+VERSION ?= $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo unknown)
+PREFIX  ?= /usr/local
+FUZZTIME ?= 10s
+NEED    ?= netns,iptables-nft,iptables-legacy,ipset,conntrack,nflog
+export CGO_ENABLED := 0
+export GOFLAGS := -trimpath -buildvcs=false $(GOFLAGS)
+export BENCH_SHORT FUZZTIME
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+deps: ## set up what is missing outside Go (iptables, ipset); silent when nothing is
+	@scripts/deps.sh
+
+build: ## bin/kptrace
+	@$(ENV) go build -ldflags '-s -w -X main.version=$(VERSION)' -o bin/kptrace ./cmd/kptrace
+
+demo: deps build ## a cluster in namespaces on this machine with live traffic, about 20 s
+	@$(ENV) bin/kptrace lab run --for 15s $(if $(MODE),--mode $(MODE))
+
+test: deps ## vet, every test (a missing kernel feature fails), and the build for other systems
+	@$(ENV) go vet ./... && KPTRACE_NEED=$(NEED) go test -timeout 9m $(TESTFLAGS) ./... && GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/kptrace
+
+lint: ## golangci-lint, pinned; the first run builds it
+	@scripts/lint.sh
+
+bench: deps ## every benchmark, one package after the other
+	@$(ENV) go test -run '^$$' -bench . -benchmem $(if $(BENCH_SHORT),-benchtime 1x) -timeout 20m -p 1 $(TESTFLAGS) ./...
+
+fuzz: ## every fuzz target for FUZZTIME
+	@scripts/fuzz.sh
+
+generate: ## the code made from .proto files
+	@scripts/generate.sh
+
+install: build ## bin/kptrace and kubectl-kptrace into PREFIX/bin
+	@install -D -m 755 bin/kptrace $(DESTDIR)$(PREFIX)/bin/kptrace && ln -sf kptrace $(DESTDIR)$(PREFIX)/bin/kubectl-kptrace
+
+clean: ## remove what build made
+	@rm -rf bin

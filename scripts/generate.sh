@@ -1,0 +1,19 @@
+#!/bin/sh
+# Generates the Go code of the .proto files, beside them. The generators are
+# the ones scripts/tools/proto pins; protoc is Debian's.
+set -eu
+cd "$(dirname "$0")/.."
+scripts/deps.sh protoc
+# shellcheck source=scripts/env.sh
+. scripts/env.sh
+
+bin=$(mktemp -d)
+trap 'rm -rf "$bin"' EXIT
+trap 'exit 1' HUP INT TERM
+go -C scripts/tools/proto build -mod=mod -trimpath -o "$bin/" \
+	google.golang.org/protobuf/cmd/protoc-gen-go \
+	google.golang.org/grpc/cmd/protoc-gen-go-grpc
+PATH=$bin:$PATH protoc \
+	--go_out=. --go_opt=paths=source_relative \
+	--go-grpc_out=. --go-grpc_opt=paths=source_relative \
+	exporters/relay/relay.proto
