@@ -11,7 +11,7 @@
 # Every command sees the tools that deps set up; cgo is never used. -trimpath
 # makes the build cache independent of where the clone and the modules lie.
 ENV     := . scripts/env.sh &&
-VERSION ?= $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION ?= $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo dev)
 PREFIX  ?= /usr/local
 FUZZTIME ?= 10s
 NEED    ?= netns,iptables-nft,iptables-legacy,ipset,conntrack,nflog

@@ -13,7 +13,8 @@ trap 'exit 1' HUP INT TERM
 go -C scripts/tools/proto build -mod=mod -trimpath -o "$bin/" \
 	google.golang.org/protobuf/cmd/protoc-gen-go \
 	google.golang.org/grpc/cmd/protoc-gen-go-grpc
+cd exporters/relay
 PATH=$bin:$PATH protoc \
 	--go_out=. --go_opt=paths=source_relative \
 	--go-grpc_out=. --go-grpc_opt=paths=source_relative \
-	exporters/relay/relay.proto
+	relay.proto
