@@ -44,6 +44,34 @@ func (x *Filter) Match(f *Flow) bool {
 	return anyOf(x.Ports, func(p *Port) bool { return p.match(&f.Service) })
 }
 
+// Names reports whether the filter names Services, by themselves or by their
+// namespace, and MatchService then says which.
+func (x *Filter) Names() bool {
+	return x.Namespace != "" || slices.ContainsFunc(slices.Concat(x.Resources, x.To), func(s Selector) bool {
+		return s.Kind == SelectService || s.Kind == SelectNamespace
+	})
+}
+
+// MatchService reports whether the filter names the Service that ref is a way
+// to. It is false for a filter that names no Services.
+func (x *Filter) MatchService(ref ServiceRef) bool {
+	if !x.Names() || x.Namespace != "" && ref.Name.Namespace != x.Namespace {
+		return false
+	}
+	named := func(list []Selector) bool {
+		return anyOf(list, func(s *Selector) bool {
+			switch s.Kind {
+			case SelectService:
+				return s.matchService(&ref)
+			case SelectNamespace:
+				return matchName(s.Name, ref.Name.Namespace)
+			}
+			return false
+		})
+	}
+	return named(x.Resources) && named(x.To) && anyOf(x.Ports, func(p *Port) bool { return p.match(&ref) })
+}
+
 // Settled returns the filter without the fields by which a Flow can change its
 // mind: the outcome and the duration. What the Settled filter selects it
 // selects in every revision.

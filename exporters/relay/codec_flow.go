@@ -1,0 +1,103 @@
+package relay
+
+import (
+	"time"
+
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
+)
+
+func flowToPB(f *trace.Flow) *Flow {
+	return &Flow{
+		Id: uint64(f.ID), Revision: f.Revision, Start: timeToPB(f.Start), Node: f.Node,
+		Tuple: tupleToPB(f.Tuple), Reply: tupleToPB(f.Reply), Ctid: f.CTID,
+		Client: peerToPB(&f.Client),
+		Service: &ServiceRef{
+			Name: portNameToPB(f.Service.Name), Addr: addrPortToPB(f.Service.Addr), Via: string(f.Service.Via),
+		},
+		Backend: peerToPB(&f.Backend), Decision: decisionToPB(&f.Decision),
+		Attempts: each(f.Attempts, ref(attemptToPB)),
+		Outcome:  string(f.Outcome), Reason: string(f.Reason), Ended: f.Ended,
+		Established: int64(f.Established), Duration: int64(f.Duration),
+		Out: countersToPB(f.Out), In: countersToPB(f.In), Counted: f.Counted,
+		Path: each(f.Path, ref(hopToPB)), Evidence: uint32(f.Evidence), Missing: f.Missing,
+		Incomplete: f.Incomplete, Existing: f.Existing,
+	}
+}
+
+func flowFromPB(f *Flow) *trace.Flow {
+	return &trace.Flow{
+		ID: trace.FlowID(f.GetId()), Revision: f.GetRevision(), Start: timeFromPB(f.GetStart()), Node: f.GetNode(),
+		Tuple: tupleFromPB(f.GetTuple()), Reply: tupleFromPB(f.GetReply()), CTID: f.GetCtid(),
+		Client: peerFromPB(f.GetClient()),
+		Service: trace.ServiceRef{
+			Name: portNameFromPB(f.GetService().GetName()), Addr: addrPortFromPB(f.GetService().GetAddr()),
+			Via: proxy.Via(f.GetService().GetVia()),
+		},
+		Backend: peerFromPB(f.GetBackend()), Decision: decisionFromPB(f.GetDecision()),
+		Attempts: each(f.GetAttempts(), attemptFromPB),
+		Outcome:  trace.Outcome(f.GetOutcome()), Reason: trace.Reason(f.GetReason()), Ended: f.GetEnded(),
+		Established: time.Duration(f.GetEstablished()), Duration: time.Duration(f.GetDuration()),
+		Out: countersFromPB(f.GetOut()), In: countersFromPB(f.GetIn()), Counted: f.GetCounted(),
+		Path: each(f.GetPath(), hopFromPB), Evidence: trace.Evidence(f.GetEvidence()), Missing: f.GetMissing(),
+		Incomplete: f.GetIncomplete(), Existing: f.GetExisting(),
+	}
+}
+
+func decisionToPB(d *trace.Decision) *Decision {
+	return &Decision{
+		Known: d.Known, Note: d.Note, Mode: string(d.Mode), Algorithm: d.Algorithm,
+		Candidates: int64(d.Candidates), Probability: d.Probability, Policy: d.Policy,
+		Excluded: &Excluded{
+			NotReady: int64(d.Excluded.NotReady), Terminating: int64(d.Excluded.Terminating),
+			OtherZone: int64(d.Excluded.OtherZone), NotLocal: int64(d.Excluded.NotLocal),
+			Overlay: int64(d.Excluded.Overlay),
+		},
+		Affinity: string(d.Affinity), AffinityAge: int64(d.AffinityAge), AffinityTimeout: int64(d.AffinityTimeout),
+		Masquerade: d.Masquerade, SourceSeen: addrPortToPB(d.SourceSeen),
+	}
+}
+
+func decisionFromPB(d *Decision) trace.Decision {
+	x := d.GetExcluded()
+	return trace.Decision{
+		Known: d.GetKnown(), Note: d.GetNote(), Mode: proxy.Mode(d.GetMode()), Algorithm: d.GetAlgorithm(),
+		Candidates: int(d.GetCandidates()), Probability: d.GetProbability(), Policy: d.GetPolicy(),
+		Excluded: proxy.Excluded{
+			NotReady: int(x.GetNotReady()), Terminating: int(x.GetTerminating()),
+			OtherZone: int(x.GetOtherZone()), NotLocal: int(x.GetNotLocal()), Overlay: int(x.GetOverlay()),
+		},
+		Affinity: trace.Affinity(d.GetAffinity()), AffinityAge: time.Duration(d.GetAffinityAge()),
+		AffinityTimeout: time.Duration(d.GetAffinityTimeout()),
+		Masquerade:      d.GetMasquerade(), SourceSeen: addrPortFromPB(d.GetSourceSeen()),
+	}
+}
+
+func attemptToPB(a *trace.Attempt) *Attempt {
+	return &Attempt{
+		Endpoint: peerToPB(&a.Endpoint), Start: timeToPB(a.Start), Outcome: a.Outcome,
+		Latency: int64(a.Latency), Retransmits: int64(a.Retransmits), Icmp: a.ICMP,
+	}
+}
+
+func attemptFromPB(a *Attempt) trace.Attempt {
+	return trace.Attempt{
+		Endpoint: peerFromPB(a.GetEndpoint()), Start: timeFromPB(a.GetStart()), Outcome: a.GetOutcome(),
+		Latency: time.Duration(a.GetLatency()), Retransmits: int(a.GetRetransmits()), ICMP: a.GetIcmp(),
+	}
+}
+
+func hopToPB(h *trace.Hop) *Hop {
+	return &Hop{
+		Hook: h.Hook, Table: h.Table, Chain: h.Chain, Rule: h.Rule, Text: h.Text, Purpose: h.Purpose,
+		Verdict: h.Verdict, Time: timeToPB(h.Time), Device: h.Device, Mark: h.Mark,
+	}
+}
+
+func hopFromPB(h *Hop) trace.Hop {
+	return trace.Hop{
+		Hook: h.GetHook(), Table: h.GetTable(), Chain: h.GetChain(), Rule: h.GetRule(), Text: h.GetText(),
+		Purpose: h.GetPurpose(), Verdict: h.GetVerdict(), Time: timeFromPB(h.GetTime()),
+		Device: h.GetDevice(), Mark: h.GetMark(),
+	}
+}

@@ -1,0 +1,54 @@
+package relay
+
+import (
+	"time"
+
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
+)
+
+// Status is what a node says of itself.
+type Status struct {
+	Version, Node string
+	Mode          proxy.Mode
+	// Flavour is the iptables flavour in use, FlavourReason why.
+	Flavour, FlavourReason string
+	PID                    int
+	Started                time.Time
+	// Synced is when the kernel was last brought up to date, SyncError what
+	// went wrong since, empty if nothing did.
+	Synced    time.Time
+	SyncError string
+	// Rules, Services and Endpoints count what is programmed.
+	Rules, Services, Endpoints int
+	// Problems are objects that could not be used, Skipped Services that are
+	// left out on purpose.
+	Problems []proxy.Problem
+	Skipped  []proxy.Skipped
+	Sources  []trace.SourceStats
+	Table    TableStats
+	Ring     trace.RingStats
+	History  trace.HistoryStats
+	// Losses is all that was lost since the start, by source and place.
+	Losses []trace.Loss
+	// Groups are the NFLOG groups in use.
+	Groups []uint16
+	// Sysctls are those this node changed and will set back.
+	Sysctls []Sysctl
+	// ConntrackEntries of at most ConntrackLimit are in the kernel's table.
+	ConntrackEntries, ConntrackLimit int
+	// Blind lists what this setup cannot see, in sentences without full stop.
+	Blind []string
+}
+
+// TableStats describes the table of flows in the making.
+type TableStats struct {
+	// Open of at most Max are held; Evicted had to go before their end.
+	Open, Max int
+	Evicted   uint64
+}
+
+// Sysctl is a kernel setting that was changed.
+type Sysctl struct {
+	Name, Before, Now string
+}
