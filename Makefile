@@ -1,6 +1,8 @@
 # One line per target; what needs more is a script in scripts/.
 #
 #   MODE=iptables         the mode of the demo's proxy
+#   TESTFLAGS=-count=1    what go test gets; the kernel and the user are no input
+#                         its cache knows of, so results are not cached
 #   FUZZTIME=10s          how long each fuzz target runs
 #   BENCH_SHORT=1         benchmarks run once, to see that they work
 #   PREFIX, DESTDIR       where install puts the binary
@@ -14,6 +16,7 @@ ENV     := . scripts/env.sh &&
 VERSION ?= $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo dev)
 PREFIX  ?= /usr/local
 FUZZTIME ?= 10s
+TESTFLAGS ?= -count=1
 NEED    ?= netns,iptables-nft,iptables-legacy,ipset,conntrack,nflog
 export CGO_ENABLED := 0
 export GOFLAGS := -trimpath -buildvcs=false $(GOFLAGS)
@@ -38,7 +41,7 @@ lint: ## golangci-lint, pinned; the first run builds it
 	@scripts/lint.sh
 
 bench: deps ## every benchmark, one package after the other
-	@$(ENV) go test -run '^$$' -bench . -benchmem $(if $(BENCH_SHORT),-benchtime 1x) -timeout 20m -p 1 $(TESTFLAGS) ./...
+	@$(ENV) go test -run '^$$' -bench . -benchmem $(if $(BENCH_SHORT),-benchtime 1x) -timeout 20m -p 1 ./...
 
 fuzz: ## every fuzz target for FUZZTIME
 	@scripts/fuzz.sh
