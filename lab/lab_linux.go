@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,6 +31,10 @@ type Lab struct {
 	nodes  map[string]*exec.Process
 	pods   map[string]*pod
 	failed chan error // the first node that ended by itself
+
+	// last is the connection of whoever asked the lab to end. It is held, not
+	// used, so that it closes when all is over.
+	last atomic.Pointer[os.File]
 
 	reportMu sync.Mutex
 	closing  chan struct{}

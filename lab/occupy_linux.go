@@ -33,6 +33,7 @@ func occupy(dir string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lab: taking the lock: %w", err)
 	}
+	_ = os.Remove(ControlPath(dir))
 	stale, err := filepath.Glob(filepath.Join(dir, "*.sock"))
 	if err != nil {
 		return lock, nil
