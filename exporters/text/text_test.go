@@ -1,0 +1,397 @@
+package text
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
+)
+
+// show runs a whole stream and returns what was printed.
+func show(t *testing.T, cfg Config, messages ...trace.Message) (out, talk string) {
+	t.Helper()
+	var o, e bytes.Buffer
+	cfg.Out, cfg.Err, cfg.Location = &o, &e, time.UTC
+	if cfg.Now == nil {
+		cfg.Now = func() time.Time { return noon.Add(3 * time.Second) }
+	}
+	stream := make(chan trace.Message, len(messages))
+	for _, m := range messages {
+		m.Node = "node1"
+		stream <- m
+	}
+	close(stream)
+	if err := Run(context.Background(), cfg, stream); err != nil {
+		t.Fatal(err)
+	}
+	return o.String(), e.String()
+}
+
+func stream(flows ...*trace.Flow) []trace.Message {
+	list := []trace.Message{{Header: headerOf("node1")}}
+	for _, f := range flows {
+		list = append(list, trace.Message{Flow: f})
+	}
+	return append(list, trace.Message{End: &trace.End{}})
+}
+
+func TestLines(t *testing.T) {
+	out, talk := show(t, Config{Format: Line}, stream(every()...)...)
+	golden(t, "line.golden", out)
+	golden(t, "talk.golden", talk)
+	out, _ = show(t, Config{Format: Wide}, stream(every()...)...)
+	golden(t, "wide.golden", out)
+}
+
+func TestJSON(t *testing.T) {
+	out, talk := show(t, Config{Format: JSONL}, stream(every()...)...)
+	golden(t, "flows.jsonl", out)
+	if want := "18 connections, 9 failed, 0 events lost, 4 not ended\n"; talk != want {
+		t.Errorf("talk %q, want %q", talk, want)
+	}
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	doc, _ := show(t, Config{Format: JSON}, stream(every()...)...)
+	var parsed struct {
+		SchemaVersion int               `json:"schemaVersion"`
+		Flows         []json.RawMessage `json:"flows"`
+	}
+	if err := json.Unmarshal([]byte(doc), &parsed); err != nil {
+		t.Fatal(err)
+	}
+	if parsed.SchemaVersion != 1 || len(parsed.Flows) != len(lines) {
+		t.Fatalf("version %d with %d flows, want 1 with %d", parsed.SchemaVersion, len(parsed.Flows), len(lines))
+	}
+	empty, _ := show(t, Config{Format: JSON}, stream()...)
+	if err := json.Unmarshal([]byte(empty), &parsed); err != nil || parsed.Flows == nil {
+		t.Errorf("no flows: %q: %v", empty, err)
+	}
+}
+
+// TestJSONSchema holds one full flow against the names that are API.
+func TestJSONSchema(t *testing.T) {
+	f := base(1)
+	f.Path = []trace.Hop{{Hook: "prerouting", Table: "nat", Chain: "KUBE-SERVICES", Rule: 3, Text: "-j X", Purpose: "p", Verdict: "jump"}}
+	f.Decision.AffinityTimeout, f.Decision.Affinity = 3*time.Hour, trace.AffinityHit
+	data, err := json.MarshalIndent(ToJSON(f), "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "schema.json", string(data)+"\n")
+}
+
+func TestEachConnectionOnce(t *testing.T) {
+	rev := func(n uint32, o trace.Outcome, ended bool) *trace.Flow {
+		return with(1, func(f *trace.Flow) { f.Revision, f.Outcome, f.Ended = n, o, ended })
+	}
+	messages := stream(rev(1, trace.Pending, false), rev(2, trace.Open, false), rev(3, trace.Closed, true), rev(4, trace.Closed, true))
+	out, talk := show(t, Config{Format: Line, NoHeader: true}, messages...)
+	if n := strings.Count(out, "\n"); n != 1 || !strings.Contains(out, "closed 32ms") {
+		t.Errorf("%d rows:\n%s", n, out)
+	}
+	if talk != "1 connection, 0 failed, 0 events lost\n" {
+		t.Errorf("talk %q", talk)
+	}
+	if out, _ := show(t, Config{Format: Line, NoHeader: true, Updates: true}, messages...); strings.Count(out, "\n") != 4 {
+		t.Errorf("with updates:\n%s", out)
+	}
+	gone := stream(rev(1, trace.Unanswered, false))
+	gone = append(gone, trace.Message{Flow: rev(2, trace.Open, false), Gone: true})
+	if out, talk := show(t, Config{Format: Line, NoHeader: true}, gone...); out != "" || !strings.HasPrefix(talk, "0 connections") {
+		t.Errorf("what no longer matches: %q, %q", out, talk)
+	}
+}
+
+func TestListByEndpoint(t *testing.T) {
+	open := func(id int, ep string) *trace.Flow {
+		return with(id, func(f *trace.Flow) {
+			f.Outcome, f.Ended, f.Backend.Pod, f.Counted = trace.Open, false, ep, false
+		})
+	}
+	old := every()[12]
+	out, _ := show(t, Config{Format: Line, List: true, ByEndpoint: true}, stream(open(1, "foo-a"), old, open(2, "foo-a"))...)
+	golden(t, "existing.golden", out)
+}
+
+func TestLossAndSilence(t *testing.T) {
+	loss := &trace.Loss{Source: trace.NFLog, To: noon.UnixNano(), Events: 12, Where: "kernel"}
+	ring := &trace.Loss{To: noon.UnixNano(), Events: 1, Where: "ring"}
+	idle := &trace.Idle{
+		For: 3 * time.Second, Services: headerOf("node1").Services, Rules: 7, Synced: noon.Add(-time.Minute),
+		Last: noon.Add(-2 * time.Second), Others: 4,
+		Sources: []trace.SourceStats{{Source: trace.NFLog, Events: 1234}, {Source: trace.Conntrack, Events: 56}},
+		Blind:   []string{"connections made straight to an endpoint's address, past the Service"},
+	}
+	now := noon
+	out, talk := show(t, Config{Format: Line, Now: func() time.Time { now = now.Add(3 * time.Second); return now }},
+		trace.Message{Header: headerOf("node1")}, trace.Message{Loss: loss}, trace.Message{Loss: ring}, trace.Message{Idle: idle})
+	golden(t, "silence.golden", out+"--\n"+talk)
+	idle.Rules, idle.Sources, idle.Services[0].Ready, idle.SyncError = 0, nil, 0, "iptables-restore: no"
+	_, talk = show(t, Config{Format: Line, Now: func() time.Time { now = now.Add(3 * time.Second); return now }},
+		trace.Message{Header: headerOf("node1")}, trace.Message{Idle: idle})
+	for _, want := range []string{"would show as rejected", "no rule reports", "the last sync failed: iptables-restore: no", "nothing can be seen"} {
+		if !strings.Contains(talk, want) {
+			t.Errorf("%q is not in:\n%s", want, talk)
+		}
+	}
+}
+
+func TestSeveralNodes(t *testing.T) {
+	two := headerOf("node2")
+	two.Notes = []string{"asked for more than there is"}
+	out, talk := show(t, Config{Format: Line, Nodes: 3},
+		trace.Message{Header: headerOf("node1")}, trace.Message{Header: two}, trace.Message{Flow: base(1)})
+	if want := "iptables on node1, node2 (2 of 3 nodes)"; !strings.Contains(talk, want) {
+		t.Errorf("talk %q lacks %q", talk, want)
+	}
+	if !strings.Contains(talk, "note: node2: asked for more") || strings.Count(out, "\n") != 2 {
+		t.Errorf("talk %q, out %q", talk, out)
+	}
+}
+
+func TestNarrow(t *testing.T) {
+	for _, width := range []int{40, 80, 100, 132, 200} {
+		tab := newTable(false, time.UTC)
+		for _, f := range every() {
+			row := tab.row(f, noon, width, nil)
+			if n := utf8.RuneCountInString(row); n > width && width >= 100 {
+				t.Errorf("width %d: %d characters: %s", width, n, row)
+			}
+		}
+	}
+	tab := newTable(false, time.UTC)
+	if row := tab.row(base(1), noon, 120, nil); !strings.Contains(row, "40312") || !strings.Contains(row, "established") {
+		t.Errorf("120 characters lose the essential: %s", row)
+	}
+}
+
+func TestHostileNames(t *testing.T) {
+	f := with(1, func(f *trace.Flow) { f.Client.Pod = "x\x1b[2J\nrow" })
+	out, _ := show(t, Config{Format: Line, NoHeader: true}, stream(f)...)
+	if strings.ContainsRune(out, 0x1b) || strings.Count(out, "\n") != 1 {
+		t.Errorf("%q", out)
+	}
+}
+
+func TestUnits(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-1: "?", 30 * time.Microsecond: "30µs", 812 * time.Microsecond: "0.8ms", 9949 * time.Microsecond: "9.9ms",
+		9960 * time.Microsecond: "10ms", 32 * time.Millisecond: "32ms", 999600 * time.Microsecond: "1.0s",
+		1200 * time.Millisecond: "1.2s", 59600 * time.Millisecond: "1m0s", 125 * time.Second: "2m5s",
+		time.Hour: "1h0m", 3*time.Hour - 45*time.Second: "2h59m", 76 * time.Hour: "3d4h", 24*time.Hour - time.Second: "1d0h",
+	} {
+		if got := Duration(d); got != want {
+			t.Errorf("%d: %s, want %s", d, got, want)
+		}
+	}
+	for n, want := range map[uint64]string{0: "0B", 999: "999B", 1000: "1.0kB", 4100: "4.1kB", 18000: "18kB", 999_600: "1.0MB", 5e9: "5.0GB"} {
+		if got := Bytes(n); got != want {
+			t.Errorf("%d: %s, want %s", n, got, want)
+		}
+	}
+	for m, want := range map[Millis]string{0.8123456: "0.812", 32.1: "32.1", 0: "0", 1e9: "1000000000"} {
+		if got, err := m.MarshalJSON(); err != nil || string(got) != want {
+			t.Errorf("%v: %s, want %s", float64(m), got, want)
+		}
+	}
+}
+
+type brokenPipe struct{}
+
+var errPipe = errors.New("pipe")
+
+func (brokenPipe) Write([]byte) (int, error) { return 0, errPipe }
+
+func TestBrokenPipeEndsRun(t *testing.T) {
+	ch := make(chan trace.Message, 2)
+	ch <- trace.Message{Header: headerOf("node1")}
+	ch <- trace.Message{Flow: base(1)}
+	err := Run(context.Background(), Config{Out: brokenPipe{}, Err: &bytes.Buffer{}, Format: JSONL}, ch)
+	if !errors.Is(err, errPipe) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// terminal is as much of a terminal as screen uses.
+type terminal struct {
+	lines []string
+	row   int
+}
+
+func (x *terminal) Write(p []byte) (int, error) {
+	s := string(p)
+	for s != "" {
+		switch {
+		case s[0] == '\n':
+			x.row++
+			s = s[1:]
+		case strings.HasPrefix(s, "\x1b["):
+			end := strings.IndexAny(s[2:], "FKJm") + 2
+			switch arg := s[2:end]; s[end] {
+			case 'F':
+				n := 0
+				fmt.Sscan(arg, &n)
+				x.row -= n
+			case 'J':
+				x.lines = x.lines[:min(x.row, len(x.lines))]
+			}
+			s = s[end+1:]
+		default:
+			end := strings.IndexAny(s, "\n\x1b")
+			if end < 0 {
+				end = len(s)
+			}
+			for len(x.lines) <= x.row {
+				x.lines = append(x.lines, "")
+			}
+			x.lines[x.row] = s[:end]
+			s = s[end:]
+		}
+	}
+	return len(p), nil
+}
+
+func (x *terminal) text() string { return strings.Join(x.lines, "\n") }
+
+func onTerminal(height int) (*renderer, *terminal, *time.Time) {
+	now := noon
+	x := &terminal{}
+	r := newRenderer(Config{
+		Out: x, Format: Line, TTY: true, Location: time.UTC, NoHeader: true,
+		Size: func() (int, int) { return 160, height }, Now: func() time.Time { return now },
+	})
+	return r, x, &now
+}
+
+func (r *renderer) step(flows ...*trace.Flow) {
+	for _, f := range flows {
+		r.take(trace.Message{Node: "node1", Flow: f})
+	}
+	r.tick()
+}
+
+func TestTerminalUpdatesInPlace(t *testing.T) {
+	r, x, _ := onTerminal(10)
+	state := func(id int, o trace.Outcome, ended bool) *trace.Flow {
+		return with(id, func(f *trace.Flow) {
+			f.Client.Addr = with(1, func(*trace.Flow) {}).Client.Addr
+			f.Client.Pod = fmt.Sprintf("web-%d", id)
+			f.Outcome, f.Ended, f.Counted = o, ended, false
+		})
+	}
+	r.step(state(1, trace.Pending, false), state(2, trace.Pending, false))
+	r.step(state(2, trace.Closed, true))
+	if len(x.lines) != 2 || !strings.Contains(x.lines[0], "no answer yet") || !strings.Contains(x.lines[1], "closed 32ms") {
+		t.Fatalf("got:\n%s", x.text())
+	}
+	for id := 3; id < 8; id++ {
+		r.step(state(id, trace.Closed, true))
+	}
+	r.step(state(1, trace.Open, false))
+	if len(x.lines) != 7 || !strings.Contains(x.lines[0], "web-1") || !strings.Contains(x.lines[0], "established") {
+		t.Fatalf("the first row was not updated in place:\n%s", x.text())
+	}
+	// Too far up to be reached: the last word comes as a row of its own.
+	for id := 8; id < 14; id++ {
+		r.step(state(id, trace.Closed, true))
+	}
+	r.step(state(1, trace.Closed, true))
+	if n := strings.Count(x.text(), "web-1:"); n != 2 || !strings.Contains(x.lines[len(x.lines)-1], "web-1:") {
+		t.Fatalf("%d rows for the first:\n%s", n, x.text())
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	for id := 2; id < 14; id++ {
+		if n := strings.Count(x.text(), fmt.Sprintf("web-%d:", id)); n != 1 {
+			t.Errorf("web-%d is there %d times", id, n)
+		}
+	}
+}
+
+func TestTerminalFoldsGoodConnections(t *testing.T) {
+	r, x, now := onTerminal(24)
+	id, bad := 0, 0
+	for range 4 {
+		for n := range 100 {
+			id++
+			f := with(id, func(f *trace.Flow) { f.Client.Pod = "good" })
+			if n%10 == 9 {
+				bad++
+				f = with(id, func(f *trace.Flow) { failed(f, trace.Refused, trace.EndpointRefused, 0); f.Client.Pod = "bad" })
+			}
+			*now = now.Add(5 * time.Millisecond)
+			r.step(f)
+		}
+		*now = now.Add(500 * time.Millisecond)
+	}
+	// A folded connection that fails later gets its row.
+	id++
+	late := id
+	for range 30 {
+		r.step(with(id, func(f *trace.Flow) { f.Outcome, f.Ended, f.Client.Pod = trace.Open, false, "late" }))
+		id++
+	}
+	late += 29
+	r.step(with(late, func(f *trace.Flow) {
+		f.Outcome, f.Reason, f.Client.Pod = trace.Reset, trace.ResetByEndpoint, "late-bad"
+	}))
+	if n := strings.Count(x.text(), "bad:"); n != bad+1 {
+		t.Errorf("%d failures have a row, want %d", n, bad+1)
+	}
+	if n := strings.Count(x.text(), "good:"); n > 5*rowsPerSecond {
+		t.Errorf("%d good ones have a row", n)
+	}
+	if !strings.Contains(x.lines[len(x.lines)-1], "more, not failed, without a row") {
+		t.Errorf("no counter:\n%s", x.text())
+	}
+	*now = now.Add(3 * time.Second)
+	r.tick()
+	if strings.Contains(x.text(), "without a row") || !strings.Contains(x.text(), "connections more, not failed, from 12:00:00") {
+		t.Errorf("the burst was not closed:\n%s", x.text())
+	}
+	r.headers = []*trace.Header{headerOf("node1")}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("430 connections, %d failed", bad+1); !strings.Contains(x.text(), want) {
+		t.Errorf("%q is not in the summary: %s", want, x.lines[len(x.lines)-1])
+	}
+}
+
+func TestColour(t *testing.T) {
+	f := with(1, func(f *trace.Flow) { failed(f, trace.Refused, trace.EndpointRefused, 0) })
+	out, _ := show(t, Config{Format: Line, NoHeader: true, Colour: true}, stream(f)...)
+	if !strings.Contains(out, "\x1b[31mrefused by endpoint\x1b[0m") {
+		t.Errorf("%q", out)
+	}
+	if got := cutColoured(faint("abcdef"), 4); got != "\x1b[2mabc…\x1b[0m" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestDecisionWords(t *testing.T) {
+	for want, change := range map[string]func(d *trace.Decision){
+		"random 0.5 %, 1 of 200": func(d *trace.Decision) { d.Probability, d.Candidates = 0.005, 200 },
+		"lc, 1 of 3":             func(d *trace.Decision) { d.Algorithm, d.Probability = "lc", 0 },
+		"random 33 %, 1 of 3, terminating endpoints only":     func(d *trace.Decision) { d.Policy = "terminating" },
+		"random 33 %, 1 of 3, masqueraded":                    func(d *trace.Decision) { d.Masquerade = "marked" },
+		"affinity evicted, random 33 %, 1 of 3":               func(d *trace.Decision) { d.Affinity = trace.AffinityEvicted },
+		"unknown (no evidence)":                               func(d *trace.Decision) { *d = trace.Decision{} },
+		"random 33 %, 1 of 3 (affinity unknown: events lost)": func(d *trace.Decision) { d.Note = "affinity unknown: events lost" },
+	} {
+		f := base(1)
+		f.Decision.Excluded = proxy.Excluded{}
+		change(&f.Decision)
+		if got := Why(f); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
