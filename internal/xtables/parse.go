@@ -103,6 +103,7 @@ type parser struct {
 	table *Table
 	toks  []token
 	slab  slab
+	rp    ruleParser
 }
 
 func (p *parser) line(line string) error {
@@ -265,7 +266,7 @@ func (p *parser) chainCommand(cmd, name string, args []token) (done bool, err er
 // ruleCommand carries out the commands that take a rule or its number.
 func (p *parser) ruleCommand(cmd string, c *Chain, args []token, n Counters) error {
 	at := 0 // a rule's number from 1
-	if len(args) > 0 && !args[0].quoted {
+	if len(args) > 0 && !args[0].quoted && args[0].text[0] >= '0' && args[0].text[0] <= '9' {
 		if i, err := strconv.Atoi(args[0].text); err == nil && i > 0 {
 			at, args = i, args[1:]
 		}

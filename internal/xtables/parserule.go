@@ -13,7 +13,7 @@ type module struct {
 	opts []Opt
 }
 
-// ruleParser collects one rule; its slices are reused from rule to rule.
+// ruleParser collects one rule; its lists are reused from rule to rule.
 type ruleParser struct {
 	rule     Rule
 	src, dst []Addr
@@ -25,8 +25,8 @@ type ruleParser struct {
 
 // rule reads a rule. A list of addresses gives one rule for each.
 func (p *parser) rule(toks []token) ([]*Rule, error) {
-	rp := ruleParser{rule: Rule{Family: p.rs.Family}}
-	rp.matches, rp.target.opts = p.slab.modules[:0], p.slab.targetOpts[:0]
+	rp := &p.rp
+	*rp = ruleParser{rule: Rule{Family: p.rs.Family}, matches: rp.matches[:0], target: module{opts: rp.target.opts[:0]}}
 	not := false
 	for len(toks) > 0 {
 		t := toks[0]
@@ -49,7 +49,6 @@ func (p *parser) rule(toks []token) ([]*Rule, error) {
 	if not {
 		return nil, errors.New("! without an option")
 	}
-	p.slab.modules, p.slab.targetOpts = rp.matches[:0], rp.target.opts[:0]
 	return rp.finish(&p.slab)
 }
 
@@ -166,15 +165,11 @@ func (rp *ruleParser) basic(kind byte, value string, not bool) error {
 	}
 	switch kind {
 	case 's', 'd':
-		list, err := parseAddrs(r.Family, value, not)
-		if err != nil {
-			return err
+		a, more := &r.Src, &rp.src
+		if kind == 'd' {
+			a, more = &r.Dst, &rp.dst
 		}
-		if kind == 's' {
-			r.Src, rp.src = list[0], list[1:]
-		} else {
-			r.Dst, rp.dst = list[0], list[1:]
-		}
+		return parseAddrs(a, more, r.Family, value, not)
 	case 'i':
 		r.In = Iface{Name: value, Not: not}
 	case 'o':
@@ -207,21 +202,27 @@ func (rp *ruleParser) basic(kind byte, value string, not bool) error {
 	return nil
 }
 
-func parseAddrs(f Family, value string, not bool) ([]Addr, error) {
-	var one [1]Addr
-	list := one[:0]
-	for word := range strings.SplitSeq(value, ",") {
-		a, err := parseAddr(f, word)
+// parseAddrs reads an address into a, and those after commas into more.
+func parseAddrs(a *Addr, more *[]Addr, f Family, value string, not bool) error {
+	first, rest, list := strings.Cut(value, ",")
+	if list && not {
+		return errors.New("! before a list of addresses")
+	}
+	var err error
+	if *a, err = parseAddr(f, first); err != nil {
+		return err
+	}
+	a.Not = not
+	*more = nil
+	for list {
+		first, rest, list = strings.Cut(rest, ",")
+		one, err := parseAddr(f, first)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		a.Not = not
-		list = append(list, a)
+		*more = append(*more, one)
 	}
-	if not && len(list) > 1 {
-		return nil, errors.New("! before a list of addresses")
-	}
-	return list, nil
+	return nil
 }
 
 func (rp *ruleParser) addMatch(name string) {
@@ -317,10 +318,6 @@ type slab struct {
 	optBuf   []Opt
 	strBuf   []string
 	out      []*Rule
-
-	// What the rule being read is collected in.
-	modules    []module
-	targetOpts []Opt
 }
 
 const slabSize = 512

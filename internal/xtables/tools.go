@@ -102,11 +102,16 @@ func (t *Tools) waitArg() string {
 // "iptables v1.8.9 (nf_tables)". The error wraps fs.ErrNotExist where the
 // program is not installed.
 func (t *Tools) Version(ctx context.Context, fl Flavour, fa Family) (string, error) {
-	res, err := exec.Run(ctx, t.spec(Program(fl, fa, ""), "-V"))
+	out, err := t.run(ctx, Program(fl, fa, ""), "-V")
+	return strings.TrimSpace(out), err
+}
+
+func (t *Tools) run(ctx context.Context, name string, args ...string) (string, error) {
+	res, err := exec.Run(ctx, t.spec(name, args...))
 	if err != nil {
-		return "", fmt.Errorf("xtables: asking for the version: %w", err)
+		return "", fmt.Errorf("xtables: running %s: %w", name, err)
 	}
-	return strings.TrimSpace(string(res.Stdout)), nil
+	return string(res.Stdout), nil
 }
 
 // Save reads one table, or all that exist if table is "". With counters, rules
