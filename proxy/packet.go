@@ -60,6 +60,9 @@ type Outcome struct {
 	// Choices are the endpoints it can reach; their probabilities add up to 1
 	// for verdict Forward. They are what holds without an affinity entry.
 	Choices []Choice
+	// Steps is the way of a packet that reaches no endpoint; where there are
+	// Choices, each has its own.
+	Steps []Step
 	// Algorithm is "random", "round-robin", an IPVS scheduler's name, or
 	// "single" where there is nothing to choose.
 	Algorithm string

@@ -1,0 +1,110 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
+)
+
+// Apply brings the kernel to p. The first call, and the next one after an error
+// or Forget, reads the live tables and compares chain by chain, so that a
+// restart with right rules writes nothing; other calls compare with what the
+// kernel took last. A Service whose rules the kernel refuses keeps what it had,
+// and all others are programmed; the error then names it.
+func (b *Backend) Apply(ctx context.Context, prog proxy.Program) (proxy.Report, error) {
+	start := time.Now()
+	p, ok := prog.(*program)
+	if !ok {
+		return proxy.Report{}, fmt.Errorf("proxy/iptables: applying: %T is a program of another mode", prog)
+	}
+	b.apply.Lock()
+	defer b.apply.Unlock()
+	var rep proxy.Report
+	changes, err := b.changes(ctx, p, &rep)
+	if err != nil {
+		return rep, fmt.Errorf("proxy/iptables: applying: %w", err)
+	}
+	b.applied = nil
+	err = b.commit(ctx, changes, &rep)
+	if err == nil {
+		b.applied = p
+	}
+	rep.Took = time.Since(start)
+	return rep, err
+}
+
+// Forget makes the next Apply read the live tables, for a caller who has reason
+// to think that others wrote to them.
+func (b *Backend) Forget() {
+	b.apply.Lock()
+	defer b.apply.Unlock()
+	b.applied = nil
+}
+
+// changes lists what turns the kernel's state into p.
+func (b *Backend) changes(ctx context.Context, p *program, rep *proxy.Report) ([]Change, error) {
+	if b.applied != nil && b.applied.fixed.same(p.fixed) {
+		return p.since(b.applied), nil
+	}
+	rep.Full = true
+	if err := b.connect(ctx); err != nil {
+		return nil, err
+	}
+	have, err := b.runner.Save(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	return newLive(have).diff(p), nil
+}
+
+// commit writes changes. The error is partial where only some owners failed.
+func (b *Backend) commit(ctx context.Context, changes []Change, rep *proxy.Report) error {
+	first, second := plans(changes)
+	failed, err := b.run(ctx, first, rep)
+	if err == nil {
+		var more []xtables.UnitError
+		more, err = b.run(ctx, leaveOut(second, failed), rep)
+		failed = append(failed, more...)
+	}
+	var errs []error
+	for i := range failed {
+		errs = append(errs, fmt.Errorf("proxy/iptables: %s is not programmed: %w", failed[i].Owner, &failed[i]))
+	}
+	if err != nil {
+		errs = append(errs, fmt.Errorf("proxy/iptables: applying: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+func (b *Backend) run(ctx context.Context, plan xtables.Plan, rep *proxy.Report) ([]xtables.UnitError, error) {
+	if planEmpty(plan) {
+		return nil, nil
+	}
+	done, err := b.runner.Apply(ctx, plan)
+	rep.Commits += done.Commits
+	rep.Rules += done.Rules
+	rep.Bytes += done.Bytes
+	return done.Failed, err
+}
+
+func planEmpty(plan xtables.Plan) bool {
+	for _, ph := range plan {
+		if len(ph.Units) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// connect settles the flavour once.
+func (b *Backend) connect(ctx context.Context) error {
+	if b.runner != nil {
+		return nil
+	}
+	_, _, err := b.preflight(ctx)
+	return err
+}

@@ -1,0 +1,31 @@
+package iptables
+
+import (
+	"sync"
+
+	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
+)
+
+// Backend is the iptables mode of one address family. It implements
+// proxy.Backend.
+type Backend struct {
+	cfg Config
+
+	render   sync.Mutex // protects what follows
+	memo     map[proxy.PortName]*unit
+	memoNode proxy.Node
+	walks    *walkCache
+
+	apply   sync.Mutex // protects what follows
+	flavour xtables.Flavour
+	runner  *xtables.Runner // nil until the flavour is settled
+	// applied is what the kernel is known to hold, nil if nothing is known.
+	applied *program
+}
+
+// New returns a Backend that has not touched the kernel.
+func New(cfg Config) *Backend { return &Backend{cfg: cfg.withDefaults()} }
+
+// Mode returns proxy.IPTables.
+func (b *Backend) Mode() proxy.Mode { return proxy.IPTables }

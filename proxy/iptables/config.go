@@ -1,0 +1,88 @@
+package iptables
+
+import (
+	"net/netip"
+
+	"github.com/kptrace/kptrace/internal/xtables"
+)
+
+// Config says how the mode works on this node. Its zero value is a kube-proxy
+// without a local detector and without tracing, in whichever flavour the node
+// uses.
+type Config struct {
+	Family xtables.Family
+	// Tools says where the programs are and in which namespace they run.
+	Tools xtables.Tools
+	// Flavour is "auto", "nft" or "legacy"; empty means auto.
+	Flavour string
+	// TakeOver lets Preflight pass while Service chains are live in the other
+	// flavour.
+	TakeOver bool
+
+	// ClusterCIDRs are the ranges of pods. The first one of the family tells
+	// local traffic from other traffic; without one nothing is masqueraded
+	// for not being local (kube-proxy's detectLocalMode ClusterCIDR).
+	ClusterCIDRs []netip.Prefix
+	// MasqueradeAll masquerades all traffic to cluster IPs.
+	MasqueradeAll bool
+	// MasqueradeMark is the packet mark for traffic to be masqueraded, one
+	// bit (kube-proxy's masqueradeBit as 1<<bit). Zero means 0x4000.
+	MasqueradeMark uint32
+	// LocalhostNodePorts serves node ports on 127.0.0.0/8 and guards the hole
+	// that the sysctl route_localnet makes. IPv4 only.
+	LocalhostNodePorts bool
+	// NodePortAddresses limits node ports to those of the node's addresses
+	// that are in one of the ranges; empty means all local addresses.
+	NodePortAddresses []netip.Prefix
+	// KeepInvalid leaves out the rule that drops packets which connection
+	// tracking calls invalid, as is right where nf_conntrack_tcp_be_liberal
+	// is on.
+	KeepInvalid bool
+
+	// Trace adds the NFLOG rules.
+	Trace bool
+	// NFLogGroup is the group they report to. Zero means 100.
+	NFLogGroup uint16
+}
+
+// DefaultMark and DefaultNFLogGroup stand for zero in Config.
+const (
+	DefaultMark       = 0x4000
+	DefaultNFLogGroup = 100
+)
+
+// What of each packet the NFLOG rules copy, in bytes from the IP header on.
+// Decoders need both headers without options, 40 bytes for IPv4 and 60 for
+// IPv6; an ICMP error quotes another packet behind its own 28 or 48 bytes.
+const (
+	nflogSize     = 64
+	nflogSizeICMP = 128
+)
+
+func (c Config) withDefaults() Config {
+	if c.Flavour == "" {
+		c.Flavour = "auto"
+	}
+	if c.MasqueradeMark == 0 {
+		c.MasqueradeMark = DefaultMark
+	}
+	if c.NFLogGroup == 0 {
+		c.NFLogGroup = DefaultNFLogGroup
+	}
+	return c
+}
+
+// localCIDR returns the range that the local detector uses.
+func (c *Config) localCIDR() netip.Prefix {
+	for _, p := range c.ClusterCIDRs {
+		if p.Bits() > 0 && c.ours(p.Addr()) {
+			return p.Masked()
+		}
+	}
+	return netip.Prefix{}
+}
+
+// ours reports whether an address is of the family.
+func (c *Config) ours(a netip.Addr) bool {
+	return a.IsValid() && !a.Is4In6() && a.Is6() == (c.Family == xtables.IPv6)
+}

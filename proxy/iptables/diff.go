@@ -1,0 +1,406 @@
+package iptables
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
+)
+
+// Change is one chain in which the kernel and a Program differ.
+type Change struct {
+	Table, Chain string
+	// Service is whose chain or rules these are, zero where they serve all.
+	Service proxy.PortName
+	// Kind is Missing, Extra or Changed. A chain that all Services share is
+	// only Missing or Changed.
+	Kind xtables.DiffKind
+	// Add and Remove are rules as iptables-save prints them.
+	Add, Remove []string
+
+	what change
+	// rules is what the whole chain should hold, where it is ours alone.
+	rules []string
+}
+
+// change says how a Change is put right.
+type change uint8
+
+const (
+	rewrite change = iota // the chain is ours as a whole
+	insert                // Remove, then Add at the head
+	extend                // Remove, then Add at the end
+	discard               // Remove only
+)
+
+// Diff compares what iptables-save read with a Program of this package. It is
+// what Apply repairs by and what a check reports. Chains and rules of others
+// do not matter, and counters neither.
+func Diff(have *xtables.Ruleset, want proxy.Program) []Change {
+	p, ok := want.(*program)
+	if !ok {
+		return nil
+	}
+	return newLive(have).diff(p)
+}
+
+// having is what is there now, of one Service port or of all.
+type having interface {
+	// own returns a chain's rules if the chain is there.
+	own(table, chain string) (rules []string, ok bool)
+	// stands returns the place of a rule in a shared chain, from 1, and how
+	// often it is there.
+	stands(table, chain, rule string) (place, times int)
+}
+
+// unit lists what turns h into u.
+func (u *unit) diff(h having) []Change {
+	var out []Change
+	for _, g := range u.shared {
+		if c, ok := g.diff(h); ok {
+			c.Service = u.svc.Name
+			out = append(out, c)
+		}
+	}
+	for i := range u.chains {
+		if c, ok := u.chains[i].diff(h); ok {
+			c.Service = u.svc.Name
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+func (c *chain) diff(h having) (Change, bool) {
+	d := Change{Table: c.table, Chain: c.name, Kind: xtables.Missing, Add: c.rules, rules: c.rules}
+	there, ok := h.own(c.table, c.name)
+	if ok {
+		if slices.Equal(there, c.rules) {
+			return d, false
+		}
+		d.Kind, d.Add, d.Remove = xtables.Changed, without(c.rules, there), without(there, c.rules)
+	}
+	return d, true
+}
+
+// without returns the rules in a that are not in b.
+func without(a, b []string) []string {
+	var out []string
+	for _, s := range a {
+		if !slices.Contains(b, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func (g *group) diff(h having) (Change, bool) {
+	d := Change{Table: g.table, Chain: g.chain, Kind: xtables.Changed, Add: g.rules, what: insert}
+	intact, last := true, 0
+	for _, r := range g.rules {
+		place, times := h.stands(g.table, g.chain, r)
+		intact = intact && times == 1 && place > last
+		last = place
+		for range times {
+			d.Remove = append(d.Remove, r)
+		}
+	}
+	return d, !intact
+}
+
+// gone lists what of an old unit is to be taken away; keep is what takes its
+// place, nil for nothing.
+func (u *unit) gone(keep *unit) []Change {
+	var out []Change
+	if keep == nil {
+		keep = &unit{}
+	}
+	for _, g := range u.shared {
+		var rest []string
+		for _, r := range g.rules {
+			if !keep.shares(g.table, g.chain, r) {
+				rest = append(rest, r)
+			}
+		}
+		if len(rest) > 0 {
+			out = append(out, Change{Table: g.table, Chain: g.chain, Service: u.svc.Name,
+				Kind: xtables.Changed, Remove: rest, what: discard})
+		}
+	}
+	for i := len(u.chains) - 1; i >= 0; i-- { // those that lead to others first
+		c := &u.chains[i]
+		if _, ok := keep.own(c.table, c.name); !ok {
+			out = append(out, Change{Table: c.table, Chain: c.name, Service: u.svc.Name, Kind: xtables.Extra, Remove: c.rules})
+		}
+	}
+	return out
+}
+
+func (u *unit) own(table, name string) ([]string, bool) {
+	for i := range u.chains {
+		if u.chains[i].name == name && u.chains[i].table == table {
+			return u.chains[i].rules, true
+		}
+	}
+	return nil, false
+}
+
+func (u *unit) stands(table, chain, rule string) (place, times int) {
+	n := 0
+	for _, g := range u.shared {
+		if g.table != table || g.chain != chain {
+			continue
+		}
+		for _, r := range g.rules {
+			if n++; r == rule {
+				place, times = n, times+1
+			}
+		}
+	}
+	return place, times
+}
+
+func (u *unit) shares(table, chain, rule string) bool {
+	_, times := u.stands(table, chain, rule)
+	return times > 0
+}
+
+// since lists what turns old into p, given that both have the same fixed rules.
+func (p *program) since(old *program) []Change {
+	var out []Change
+	before := make(map[proxy.PortName]*unit, len(old.units))
+	for _, u := range old.units {
+		before[u.svc.Name] = u
+	}
+	for _, u := range p.units {
+		was := before[u.svc.Name]
+		delete(before, u.svc.Name)
+		switch {
+		case was == u:
+		case was == nil:
+			out = append(out, u.diff(&unit{})...)
+		default:
+			out = append(out, u.diff(was)...)
+			out = append(out, was.gone(u)...)
+		}
+	}
+	for _, u := range old.units { // in order, and after all that may take over their addresses
+		if before[u.svc.Name] == u {
+			out = append(out, u.gone(nil)...)
+		}
+	}
+	return out
+}
+
+// live is what iptables-save read.
+type live struct {
+	rs     *xtables.Ruleset
+	shared map[[2]string]map[string]place
+}
+
+type place struct{ at, times int }
+
+func newLive(rs *xtables.Ruleset) *live {
+	return &live{rs: rs, shared: make(map[[2]string]map[string]place)}
+}
+
+func (l *live) own(table, name string) ([]string, bool) {
+	c := l.rs.Chain(table, name)
+	if c == nil {
+		return nil, false
+	}
+	rules := make([]string, len(c.Rules))
+	for i, r := range c.Rules {
+		rules[i] = r.String()
+	}
+	return rules, true
+}
+
+func (l *live) places(table, chain string) map[string]place {
+	key := [2]string{table, chain}
+	m, ok := l.shared[key]
+	if !ok {
+		rules, _ := l.own(table, chain)
+		m = make(map[string]place, len(rules))
+		for i, r := range rules {
+			m[r] = place{i + 1, m[r].times + 1}
+		}
+		l.shared[key] = m
+	}
+	return m
+}
+
+func (l *live) stands(table, chain, rule string) (at, times int) {
+	p := l.places(table, chain)[rule]
+	return p.at, p.times
+}
+
+func (l *live) diff(p *program) []Change {
+	out := l.fixed(p.fixed)
+	wanted := make(map[[2]string]bool) // chains
+	rules := make(map[[3]string]bool)  // rules in shared chains
+	for _, u := range p.units {
+		out = append(out, u.diff(l)...)
+		for i := range u.chains {
+			wanted[[2]string{u.chains[i].table, u.chains[i].name}] = true
+		}
+		for _, g := range u.shared {
+			for _, r := range g.rules {
+				rules[[3]string{g.table, g.chain, r}] = true
+			}
+		}
+	}
+	for i := range p.fixed.shared {
+		c := &p.fixed.shared[i]
+		for _, r := range c.last {
+			rules[[3]string{c.table, c.name, r}] = true
+		}
+		d := Change{Table: c.table, Chain: c.name, Kind: xtables.Changed, what: discard}
+		there, _ := l.own(c.table, c.name)
+		for _, r := range there {
+			if !rules[[3]string{c.table, c.name, r}] {
+				d.Remove = append(d.Remove, r)
+			}
+		}
+		if len(d.Remove) > 0 {
+			out = append(out, d)
+		}
+	}
+	for i := range p.fixed.own {
+		wanted[[2]string{p.fixed.own[i].table, p.fixed.own[i].name}] = true
+	}
+	return append(out, l.stale(wanted)...)
+}
+
+// fixed compares what does not depend on Services.
+func (l *live) fixed(f *fixed) []Change {
+	var out []Change
+	for i := range f.own {
+		if d, ok := f.own[i].diff(l); ok {
+			out = append(out, d)
+		}
+	}
+	for i := range f.shared {
+		c := &f.shared[i]
+		there, ok := l.own(c.table, c.name)
+		if !ok {
+			out = append(out, Change{Table: c.table, Chain: c.name, Kind: xtables.Missing, Add: c.last, rules: c.last})
+			continue
+		}
+		d := Change{Table: c.table, Chain: c.name, Kind: xtables.Changed, Add: c.last, what: extend}
+		for _, r := range c.last {
+			_, times := l.stands(c.table, c.name, r)
+			for range times {
+				d.Remove = append(d.Remove, r)
+			}
+		}
+		if n := len(there) - len(c.last); n < 0 || !slices.Equal(there[n:], c.last) || len(d.Remove) != len(c.last) {
+			out = append(out, d)
+		}
+	}
+	for i := range f.foreign {
+		out = append(out, l.extended(&f.foreign[i])...)
+	}
+	return append(out, l.jumps(f.jumps)...)
+}
+
+// extended adds our rules to a chain of others.
+func (l *live) extended(c *chain) []Change {
+	if _, ok := l.own(c.table, c.name); !ok {
+		return []Change{{Table: c.table, Chain: c.name, Kind: xtables.Missing, Add: c.rules, rules: c.rules}}
+	}
+	var out []Change
+	for _, r := range c.rules {
+		if _, times := l.stands(c.table, c.name, r); times == 0 {
+			out = append(out, Change{Table: c.table, Chain: c.name, Kind: xtables.Changed, Add: []string{r}, what: extend})
+		}
+	}
+	return out
+}
+
+// jumps compares the jump rules. One that is there stays where it is.
+func (l *live) jumps(want []jumpRule) []Change {
+	var out []Change
+	for i := range want {
+		j := &want[i]
+		d := Change{Table: j.table, Chain: j.chain, Kind: xtables.Changed}
+		_, times := l.stands(j.table, j.chain, j.rule)
+		switch {
+		case times == 0:
+			d.Add, d.what = []string{j.rule}, insert
+		case times > 1:
+			d.Remove, d.what = slices.Repeat([]string{j.rule}, times-1), discard
+		default:
+			continue
+		}
+		out = append(out, d)
+	}
+	for _, j := range knownJumps(l.rs.Family) {
+		_, times := l.stands(j.table, j.chain, j.rule)
+		if times > 0 && j.to == chainTrace && !slices.Contains(want, j) {
+			out = append(out, Change{Table: j.table, Chain: j.chain, Kind: xtables.Changed,
+				Remove: slices.Repeat([]string{j.rule}, times), what: discard})
+		}
+	}
+	return out
+}
+
+// stale lists chains of Services that are no more, those that lead to others
+// first, and our trace chain where it is not wanted.
+func (l *live) stale(wanted map[[2]string]bool) []Change {
+	var out []Change
+	if rules, ok := l.own("mangle", chainTrace); ok && !wanted[[2]string{"mangle", chainTrace}] {
+		out = append(out, Change{Table: "mangle", Chain: chainTrace, Kind: xtables.Extra, Remove: rules})
+	}
+	nat := l.rs.Table("nat")
+	if nat == nil {
+		return out
+	}
+	for _, prefix := range [...]string{prefixFirewall, prefixExternal, prefixService, prefixLocal, prefixEndpoint} {
+		for _, c := range nat.Chains {
+			if len(c.Name) > len(prefix) && c.Name[:len(prefix)] == prefix && !wanted[[2]string{"nat", c.Name}] {
+				rules, _ := l.own("nat", c.Name)
+				out = append(out, Change{Table: "nat", Chain: c.Name, Kind: xtables.Extra, Remove: rules})
+			}
+		}
+	}
+	return out
+}
+
+// owner names whom a change is for, in plans and errors.
+func (c *Change) owner() string {
+	if c.Service == (proxy.PortName{}) {
+		return "chain " + c.Chain
+	}
+	return fmt.Sprintf("Service %s %s", c.Service, c.Service.Proto)
+}
+
+// lines writes what puts the change right.
+func (c *Change) lines() []string {
+	var out []string
+	switch {
+	case c.Kind == xtables.Extra:
+		return []string{":" + c.Chain + " - [0:0]", "-X " + c.Chain}
+	case c.Kind == xtables.Missing || c.what == rewrite:
+		out = append(out, ":"+c.Chain+" - [0:0]")
+		for _, r := range c.rules {
+			out = append(out, "-A "+c.Chain+" "+r)
+		}
+		return out
+	}
+	for _, r := range c.Remove {
+		out = append(out, "-D "+c.Chain+" "+r)
+	}
+	switch c.what {
+	case insert:
+		for i := len(c.Add) - 1; i >= 0; i-- {
+			out = append(out, "-I "+c.Chain+" "+c.Add[i])
+		}
+	case extend:
+		for _, r := range c.Add {
+			out = append(out, "-A "+c.Chain+" "+r)
+		}
+	}
+	return out
+}

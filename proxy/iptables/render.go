@@ -1,0 +1,290 @@
+package iptables
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
+)
+
+// jumpRule leads from a built-in chain to one of ours.
+type jumpRule struct {
+	table, chain, rule string
+	// to is the chain it leads to.
+	to string
+}
+
+// sharedChain is a chain in which every Service may have groups.
+type sharedChain struct {
+	table, name string
+	// last are the rules that stand behind all groups.
+	last []string
+}
+
+// fixed is what does not depend on Services. It does not change.
+type fixed struct {
+	// own are the chains that are ours as a whole.
+	own    []chain
+	shared []sharedChain
+	// foreign are rules of ours in chains that others write to as well; they
+	// are added where absent, at the end, and nothing else is touched.
+	foreign []chain
+	// jumps are put at the head of their chains in this order, so the last
+	// one ends up first.
+	jumps  []jumpRule
+	tagged []*proxy.Rule
+
+	once   sync.Once // guards parsed
+	parsed *xtables.Ruleset
+}
+
+// same reports whether two renderings of the same Config are equal; only the
+// node's addresses can make them differ.
+func (f *fixed) same(o *fixed) bool {
+	return slices.EqualFunc(f.shared, o.shared, func(a, b sharedChain) bool { return slices.Equal(a.last, b.last) })
+}
+
+// renderer renders for one Config and Node.
+type renderer struct {
+	cfg   *Config
+	node  proxy.Node
+	probs []string // by number of endpoints left
+}
+
+func (r *renderer) probability(n int) string {
+	for len(r.probs) <= n {
+		r.probs = append(r.probs, "")
+	}
+	if r.probs[n] == "" {
+		r.probs[n] = probability(n)
+	}
+	return r.probs[n]
+}
+
+// fixed writes what stays. Order and comments are those of kube-proxy 1.36.
+func (r *renderer) fixed() *fixed {
+	mark := hex(r.cfg.MasqueradeMark)
+	bits := mark + "/" + mark
+	f := &fixed{
+		own: []chain{
+			{"nat", chainPostrouting, []string{
+				"-m mark ! --mark " + bits + " -j RETURN",
+				"-j MARK --set-xmark " + mark + "/0x0",
+				line(comment("kubernetes service traffic requiring SNAT"), "-j MASQUERADE --random-fully"),
+			}},
+			{"nat", chainMarkMasq, []string{"-j MARK --set-xmark " + bits}},
+			{"filter", chainForward, r.forward(bits)},
+			{"mangle", chainCanary, nil},
+			{"filter", chainCanary, nil},
+			{"nat", chainCanary, nil},
+		},
+		shared: []sharedChain{
+			{"filter", chainServices, nil},
+			{"filter", chainExternalServices, nil},
+			{"filter", chainNodePorts, nil},
+			{"filter", chainProxyFirewall, nil},
+			{"nat", chainServices, r.toNodePorts()},
+			{"nat", chainNodePorts, nil},
+		},
+	}
+	fresh := "-m conntrack --ctstate NEW"
+	add := func(table, to, match, about string, chains ...string) {
+		for _, from := range chains {
+			rule := line(match, comment(about), jump(to))
+			if about == "" {
+				rule = jump(to)
+			}
+			f.jumps = append(f.jumps, jumpRule{table, from, rule, to})
+		}
+	}
+	add("filter", chainExternalServices, fresh, "kubernetes externally-visible service portals", "INPUT", "FORWARD")
+	add("filter", chainNodePorts, "", "kubernetes health check service ports", "INPUT")
+	add("filter", chainServices, fresh, "kubernetes service portals", "FORWARD", "OUTPUT")
+	add("filter", chainForward, "", "kubernetes forwarding rules", "FORWARD")
+	add("filter", chainProxyFirewall, fresh, "kubernetes load balancer firewall", "INPUT", "OUTPUT", "FORWARD")
+	add("nat", chainServices, "", "kubernetes service portals", "OUTPUT", "PREROUTING")
+	add("nat", chainPostrouting, "", "kubernetes postrouting rules", "POSTROUTING")
+	if r.localhost() {
+		f.foreign = []chain{{"filter", chainFirewall, []string{localnetRule}}}
+		add("filter", chainFirewall, "", "", "INPUT", "OUTPUT")
+	}
+	if r.cfg.Trace {
+		r.trace(f)
+	}
+	return f
+}
+
+// knownJumps are all jump rules that any Config makes.
+func knownJumps(f xtables.Family) []jumpRule {
+	r := &renderer{cfg: &Config{Family: f, LocalhostNodePorts: true, Trace: true}}
+	return r.fixed().jumps
+}
+
+// localnetRule guards the hole that route_localnet makes. The kubelet writes
+// the same rule.
+var localnetRule = line("! -s 127.0.0.0/8 -d 127.0.0.0/8", comment("block incoming localnet connections"),
+	"-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP")
+
+func (r *renderer) localhost() bool { return r.cfg.LocalhostNodePorts && r.cfg.Family == xtables.IPv4 }
+
+func (r *renderer) forward(bits string) []string {
+	var rules []string
+	if !r.cfg.KeepInvalid {
+		rules = append(rules, "-m conntrack --ctstate INVALID -j DROP")
+	}
+	return append(rules,
+		line(comment("kubernetes forwarding rules"), "-m mark --mark "+bits+" -j ACCEPT"),
+		line(comment("kubernetes forwarding conntrack rule"), "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"))
+}
+
+// toNodePorts are the rules that must be last in nat KUBE-SERVICES.
+func (r *renderer) toNodePorts() []string {
+	about := comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain")
+	if len(r.cfg.NodePortAddresses) == 0 {
+		not := ""
+		switch {
+		case r.cfg.Family == xtables.IPv6:
+			not = "! -d ::1/128"
+		case !r.localhost():
+			not = "! -d 127.0.0.0/8"
+		}
+		return []string{line(not, about, "-m addrtype --dst-type LOCAL", jump(chainNodePorts))}
+	}
+	var rules []string
+	for _, ip := range r.nodePortAddrs() {
+		rules = append(rules, line(to(host(ip)), about, jump(chainNodePorts)))
+	}
+	return rules
+}
+
+// nodePortAddrs are the node's addresses in NodePortAddresses.
+func (r *renderer) nodePortAddrs() []netip.Addr {
+	var ips []netip.Addr
+	addrs := r.node.Addrs
+	if r.localhost() {
+		addrs = append([]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, addrs...)
+	}
+	for _, ip := range addrs {
+		for _, p := range r.cfg.NodePortAddresses {
+			if r.cfg.ours(ip) && p.Contains(ip) {
+				ips = append(ips, ip)
+				break
+			}
+		}
+	}
+	return ips
+}
+
+// trace adds our chain for the life of connections. Data packets meet one tcp
+// match in the built-in chain and go on.
+func (r *renderer) trace(f *fixed) {
+	icmp := "icmp"
+	if r.cfg.Family == xtables.IPv6 {
+		icmp = "ipv6-icmp"
+	}
+	about := comment("kptrace: life of service connections")
+	for _, from := range []string{"PREROUTING", "OUTPUT"} {
+		in := "" // what comes in by lo went out by OUTPUT
+		if from == "PREROUTING" {
+			in = "! -i lo"
+		}
+		for _, rule := range []string{
+			line(in, "-p udp", about, "-m conntrack --ctstate DNAT --ctdir REPLY",
+				"-m connbytes --connbytes 1:1 --connbytes-mode packets --connbytes-dir reply", jump(chainTrace)),
+			line(in, "-p "+icmp, about, "-m conntrack --ctstate RELATED", jump(chainTrace)),
+			line(in, "-p tcp", about, "-m tcp ! --tcp-flags FIN,SYN,RST NONE", jump(chainTrace)),
+		} {
+			f.jumps = append(f.jumps, jumpRule{"mangle", from, rule, chainTrace})
+		}
+	}
+	rules := []string{"-m conntrack ! --ctstate DNAT -j RETURN"}
+	for _, life := range []struct {
+		kind           proxy.TagKind
+		match, purpose string
+		size           int
+	}{
+		{proxy.TagSynAck, "-p tcp -m tcp --tcp-flags SYN,ACK SYN,ACK", "report the answer to a SYN", nflogSize},
+		{proxy.TagFin, "-p tcp -m tcp --tcp-flags FIN FIN", "report the end of one direction", nflogSize},
+		{proxy.TagRst, "-p tcp -m tcp --tcp-flags RST RST", "report a reset", nflogSize},
+		{proxy.TagSyn, "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN", "report a SYN sent again", nflogSize},
+		{proxy.TagICMP, "-p " + icmp, "report an ICMP error about a service connection", nflogSizeICMP},
+		{proxy.TagReply, "-p udp", "report the first answer of a UDP flow", nflogSize},
+	} {
+		tag := proxy.Tag{Kind: life.kind}
+		rules = append(rules, line(life.match, r.nflog(tag, life.size)))
+		f.tagged = append(f.tagged, &proxy.Rule{Tag: tag, Table: "mangle", Chain: chainTrace, Purpose: life.purpose})
+	}
+	f.own = append(f.own, chain{"mangle", chainTrace, rules})
+}
+
+// Render says what should be in the kernel for the Services of the Config's
+// family. Units of Services that did not change are taken over from the last
+// call, which is why the same input costs less the second time.
+func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
+	b.render.Lock()
+	defer b.render.Unlock()
+	r := &renderer{cfg: &b.cfg, node: s.Node}
+	p := &program{cfg: &b.cfg, node: s.Node, fixed: r.fixed()}
+	check := &checker{cfg: &b.cfg, claims: make(map[claim]owner, len(s.Services))}
+	memo := make(map[proxy.PortName]*unit, len(s.Services))
+	same := sameNode(b.memoNode, s.Node)
+	for i := range s.Services {
+		if !b.cfg.ours(s.Services[i].ClusterIP) {
+			continue
+		}
+		svc, ok := check.service(&s.Services[i])
+		if !ok {
+			continue
+		}
+		sel := svc.Select(s.Node, o)
+		u := b.memo[svc.Name]
+		if u == nil || !same || !u.same(&svc, &sel) {
+			u = r.unit(&svc, sel)
+		}
+		memo[svc.Name] = u
+		p.units = append(p.units, u)
+	}
+	if b.walks == nil || !same {
+		b.walks = newWalkCache()
+	}
+	p.walks = b.walks
+	b.memo, b.memoNode = memo, s.Node
+	p.claims, p.problems = check.claims, check.problems
+	p.buildIndex()
+	return p
+}
+
+// sameNode reports whether rules that name the node's addresses stay.
+func sameNode(a, b proxy.Node) bool {
+	if a.Name != b.Name || len(a.Addrs) != len(b.Addrs) {
+		return false
+	}
+	for i := range a.Addrs {
+		if a.Addrs[i] != b.Addrs[i] {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *program) buildIndex() {
+	n := len(p.fixed.tagged)
+	for _, u := range p.units {
+		n += len(u.tagged)
+	}
+	p.index = make(proxy.Index, n)
+	add := func(rules []*proxy.Rule) {
+		for _, r := range rules {
+			if err := p.index.Add(r); err != nil {
+				p.problems = append(p.problems, proxy.Problem{Object: "rule " + strings.TrimSpace(r.Purpose), Message: err.Error()})
+			}
+		}
+	}
+	add(p.fixed.tagged)
+	for _, u := range p.units {
+		add(u.tagged)
+	}
+}

@@ -1,0 +1,328 @@
+package iptables
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/kptrace/kptrace/proxy"
+)
+
+// chain is one chain that is ours as a whole.
+type chain struct {
+	table, name string
+	// rules are written as in text.go.
+	rules []string
+}
+
+// group is a run of rules that one Service port has in a chain shared by all.
+// They stay in this order; groups among themselves have none.
+type group struct {
+	table, chain string
+	rules        []string
+}
+
+// unit is one Service port's share of the rules. It is immutable and lives
+// from one Program to the next while the Service stays as it is.
+type unit struct {
+	svc  proxy.Service // Endpoints are left out: see sel
+	sel  proxy.Select
+	hash string
+
+	chains []chain // of nat, those of endpoints first
+	shared []group
+	tagged []*proxy.Rule
+}
+
+// same reports whether a unit made of svc and sel would be the same.
+func (u *unit) same(svc *proxy.Service, sel *proxy.Select) bool {
+	a, b := &u.svc, svc
+	return a.Name == b.Name && a.ClusterIP == b.ClusterIP && a.Port == b.Port && a.NodePort == b.NodePort &&
+		a.Affinity == b.Affinity && a.InternalLocal == b.InternalLocal && a.ExternalLocal == b.ExternalLocal &&
+		a.HealthCheckNodePort == b.HealthCheckNodePort &&
+		slices.Equal(a.ExternalIPs, b.ExternalIPs) && slices.Equal(a.LoadBalancerIPs, b.LoadBalancerIPs) &&
+		slices.Equal(a.SourceRanges, b.SourceRanges) &&
+		u.sel.Policy == sel.Policy && u.sel.LocalPolicy == sel.LocalPolicy &&
+		u.sel.Excluded == sel.Excluded && u.sel.LocalExcluded == sel.LocalExcluded &&
+		slices.EqualFunc(u.sel.Cluster, sel.Cluster, sameAddr) && slices.EqualFunc(u.sel.Local, sel.Local, sameAddr)
+}
+
+func sameAddr(a, b proxy.Endpoint) bool { return a.Addr == b.Addr }
+
+// unitWriter makes one unit.
+type unitWriter struct {
+	*renderer
+	*unit
+	key, proto string
+}
+
+// unit renders one Service port. It has been checked.
+func (r *renderer) unit(svc *proxy.Service, sel proxy.Select) *unit {
+	u := &unit{svc: *svc, sel: sel, hash: serviceHash(svc.Name)}
+	u.svc.Endpoints = nil
+	w := unitWriter{renderer: r, unit: u, key: svc.Name.String(), proto: svc.Name.Proto.String()}
+	w.write()
+	return u
+}
+
+// write follows the order of syncProxyRules in kube-proxy 1.36.
+func (w *unitWriter) write() {
+	svc, sel := &w.svc, &w.sel
+	has := len(sel.Cluster) > 0
+	hasInternal, hasExternal := has, has
+	internal, external := prefixService+w.hash, prefixService+w.hash
+	if svc.InternalLocal {
+		internal, hasInternal = prefixLocal+w.hash, len(sel.Local) > 0
+	}
+	if svc.ExternalLocal {
+		external, hasExternal = prefixLocal+w.hash, len(sel.Local) > 0
+	}
+
+	ext, fw := prefixExternal+w.hash, prefixFirewall+w.hash
+	usesFirewall := has && len(svc.LoadBalancerIPs) > 0 && len(svc.SourceRanges) > 0
+	lb := ext
+	if usesFirewall {
+		lb = fw
+	}
+
+	match := w.match(svc.ClusterIP, svc.Port)
+	if hasInternal {
+		w.share("nat", chainServices, match(" cluster IP", jump(internal)))
+	} else {
+		w.refuse(chainServices, proxy.ViaClusterIP, has, match)
+	}
+	for _, ip := range svc.ExternalIPs {
+		match := w.match(ip, svc.Port)
+		if has {
+			w.share("nat", chainServices, match(" external IP", jump(ext)))
+		}
+		if !hasExternal {
+			w.refuse(chainExternalServices, proxy.ViaExternalIP, has, match)
+		}
+	}
+	for _, ip := range svc.LoadBalancerIPs {
+		match := w.match(ip, svc.Port)
+		if has {
+			w.share("nat", chainServices, match(" loadbalancer IP", jump(lb)))
+		}
+		if usesFirewall {
+			w.refuseRange(fw, match)
+		}
+		if !hasExternal {
+			w.refuse(chainExternalServices, proxy.ViaLoadBalancer, has, match)
+		}
+	}
+	if svc.NodePort != 0 {
+		if has {
+			w.share("nat", chainNodePorts, w.nodePort("")("", jump(ext)))
+		}
+		if !hasExternal {
+			w.refuse(chainExternalServices, proxy.ViaNodePort, has, w.nodePort("-m addrtype --dst-type LOCAL"))
+		}
+	}
+	if svc.HealthCheckNodePort != 0 {
+		w.share("filter", chainNodePorts, line("-p tcp", comment(w.key+" health check node port"),
+			dport("tcp", svc.HealthCheckNodePort), "-j ACCEPT"))
+	}
+
+	w.endpoints()
+	if has && svc.UsesCluster() {
+		w.balance(prefixService+w.hash, internal, sel.Cluster, proxy.TagMiss, w.hash)
+	}
+	if len(sel.Local) > 0 && svc.UsesLocal() {
+		w.balance(prefixLocal+w.hash, internal, sel.Local, proxy.TagMiss, w.hash+"L")
+	}
+	if has && svc.ExternallyReachable() {
+		w.external(ext, external, hasExternal)
+	}
+	if usesFirewall {
+		w.firewall(fw, ext)
+	}
+}
+
+// matcher writes a rule that matches one of the Service's addresses; about is
+// what its comment says behind the Service's name.
+type matcher func(about, target string) string
+
+func (w *unitWriter) match(ip netip.Addr, port uint16) matcher {
+	return func(about, target string) string {
+		return line(to(host(ip)), "-p "+w.proto, comment(w.key+about), dport(w.proto, port), target)
+	}
+}
+
+func (w *unitWriter) nodePort(local string) matcher {
+	return func(about, target string) string {
+		return line("-p "+w.proto, comment(w.key+about), local, dport(w.proto, w.svc.NodePort), target)
+	}
+}
+
+// share adds a group to a chain that all Services share.
+func (w *unitWriter) share(table, chain string, rules ...string) {
+	w.shared = append(w.shared, group{table, chain, rules})
+}
+
+// The letters that tell the tags of one Service's refusals apart.
+func viaLetter(v proxy.Via) string {
+	switch v {
+	case proxy.ViaNodePort:
+		return "n"
+	case proxy.ViaExternalIP:
+		return "e"
+	case proxy.ViaLoadBalancer:
+		return "l"
+	}
+	return "c"
+}
+
+// refuse adds the filter rule for an address that leads nowhere: REJECT where
+// the Service has no endpoints at all, DROP where its policy Local finds none.
+func (w *unitWriter) refuse(chain string, via proxy.Via, has bool, match matcher) {
+	tag, about, target := proxy.TagReject, " has no endpoints", reject(w.cfg.Family)
+	rule := &proxy.Rule{Table: "filter", Chain: chain, Service: w.svc.Name, Reason: "no-endpoints",
+		Purpose: "refuse connections to the " + string(via) + " of " + w.key + ", which has no endpoints"}
+	if has {
+		tag, about, target = proxy.TagDrop, " has no local endpoints", "-j DROP"
+		rule.Reason = "no-local-endpoints"
+		rule.Purpose = "drop connections to the " + string(via) + " of " + w.key + ", which has no endpoints on this node"
+	}
+	rule.Tag = proxy.Tag{Kind: tag, ID: w.hash + viaLetter(via)}
+	w.refusal(chain, rule, match, about, target)
+}
+
+// refuseRange adds the filter rule for packets to a load balancer's address
+// that no source range let through.
+func (w *unitWriter) refuseRange(fw string, match matcher) {
+	w.refusal(chainProxyFirewall, &proxy.Rule{Tag: proxy.Tag{Kind: proxy.TagDrop, ID: w.hash + "f"},
+		Table: "filter", Chain: chainProxyFirewall, Service: w.svc.Name, Reason: "source-range",
+		Purpose: "drop connections to the LoadBalancer of " + w.key + " from outside its source ranges"},
+		match, " traffic not accepted by "+fw, "-j DROP")
+}
+
+func (w *unitWriter) refusal(chain string, rule *proxy.Rule, match matcher, about, target string) {
+	if !w.cfg.Trace {
+		w.share("filter", chain, match(about, target))
+		return
+	}
+	w.tagged = append(w.tagged, rule)
+	w.share("filter", chain, match(about, w.nflog(rule.Tag, nflogSize)), match(about, target))
+}
+
+// add adds a chain of the Service's own.
+func (w *unitWriter) add(name string, rules []string) {
+	w.chains = append(w.chains, chain{"nat", name, rules})
+}
+
+// endpoints writes the chains of all endpoints that any chain leads to.
+func (w *unitWriter) endpoints() {
+	cluster := w.svc.UsesCluster()
+	if cluster {
+		for i := range w.sel.Cluster {
+			w.endpoint(w.sel.Cluster[i].Addr)
+		}
+	}
+	if !w.svc.UsesLocal() {
+		return
+	}
+	for i := range w.sel.Local {
+		ep := w.sel.Local[i]
+		if !cluster || !slices.ContainsFunc(w.sel.Cluster, func(e proxy.Endpoint) bool { return sameAddr(e, ep) }) {
+			w.endpoint(ep.Addr)
+		}
+	}
+}
+
+func (w *unitWriter) endpoint(ep netip.AddrPort) {
+	id := endpointHash(w.svc.Name, ep)
+	name, about := prefixEndpoint+id, comment(w.key)
+	rules := make([]string, 0, 3)
+	rules = append(rules, line(from(host(ep.Addr())), about, jump(chainMarkMasq)))
+	if w.cfg.Trace {
+		tag := proxy.Tag{Kind: proxy.TagPick, ID: id}
+		rules = append(rules, line(about, w.nflog(tag, nflogSize)))
+		w.tagged = append(w.tagged, &proxy.Rule{Tag: tag, Table: "nat", Chain: name, Service: w.svc.Name,
+			Endpoint: ep, Purpose: "pick " + ep.String() + " for " + w.key})
+	}
+	affinity := ""
+	if w.svc.Affinity > 0 {
+		affinity = recent(w.cfg.Family, name, "--set")
+	}
+	rules = append(rules, line("-p "+w.proto, about, affinity, "-m "+w.proto, "-j DNAT --to-destination", ep.String()))
+	w.add(name, rules)
+}
+
+// balance writes a chain that picks one of eps.
+func (w *unitWriter) balance(name, internal string, eps []proxy.Endpoint, kind proxy.TagKind, id string) {
+	rules := make([]string, 0, 2+2*len(eps))
+	if name == internal {
+		about := line(to(host(w.svc.ClusterIP)), "-p "+w.proto, comment(w.key+" cluster IP"),
+			dport(w.proto, w.svc.Port), jump(chainMarkMasq))
+		switch cidr := w.cfg.localCIDR(); {
+		case w.cfg.MasqueradeAll:
+			rules = append(rules, about)
+		case cidr.IsValid():
+			rules = append(rules, line("!", from(cidr), about))
+		}
+	}
+	if w.svc.Affinity > 0 {
+		seconds := strconv.FormatInt(int64(w.svc.Affinity.Seconds()), 10)
+		for i := range eps {
+			sep := prefixEndpoint + endpointHash(w.svc.Name, eps[i].Addr)
+			rules = append(rules, line(comment(w.key+" -> "+eps[i].Addr.String()),
+				recent(w.cfg.Family, sep, "--rcheck --seconds "+seconds+" --reap"), jump(sep)))
+		}
+		if w.cfg.Trace {
+			tag := proxy.Tag{Kind: kind, ID: id}
+			rules = append(rules, line(comment(w.key), w.nflog(tag, nflogSize)))
+			w.tagged = append(w.tagged, &proxy.Rule{Tag: tag, Table: "nat", Chain: name, Service: w.svc.Name,
+				Purpose: "report that no session affinity of " + w.key + " holds for the client"})
+		}
+	}
+	for i := range eps {
+		sep := prefixEndpoint + endpointHash(w.svc.Name, eps[i].Addr)
+		chance := ""
+		if left := len(eps) - i; left > 1 {
+			chance = "-m statistic --mode random --probability " + w.probability(left)
+		}
+		rules = append(rules, line(comment(w.key+" -> "+eps[i].Addr.String()), chance, jump(sep)))
+	}
+	w.add(name, rules)
+}
+
+// external writes the chain for traffic from outside the cluster.
+func (w *unitWriter) external(ext, policy string, has bool) {
+	var rules []string
+	about := func(s string) string { return comment(strings.Replace(s, "%", w.key, 1)) }
+	cluster, local := jump(prefixService+w.hash), "-m addrtype --src-type LOCAL"
+	if !w.svc.ExternalLocal {
+		rules = append(rules, line(about("masquerade traffic for % external destinations"), jump(chainMarkMasq)))
+	} else {
+		if cidr := w.cfg.localCIDR(); cidr.IsValid() {
+			rules = append(rules, line(from(cidr), about("pod traffic for % external destinations"), cluster))
+		}
+		rules = append(rules,
+			line(about("masquerade LOCAL traffic for % external destinations"), local, jump(chainMarkMasq)),
+			line(about("route LOCAL traffic for % external destinations"), local, cluster))
+	}
+	if has {
+		rules = append(rules, jump(policy))
+	}
+	w.add(ext, rules)
+}
+
+// firewall writes the chain that lets the source ranges through.
+func (w *unitWriter) firewall(fw, ext string) {
+	var rules []string
+	about, node := comment(w.key+" loadbalancer IP"), false
+	for _, cidr := range w.svc.SourceRanges {
+		rules = append(rules, line(from(cidr.Masked()), about, jump(ext)))
+		node = node || slices.ContainsFunc(w.node.Addrs, cidr.Contains)
+	}
+	if node {
+		for _, ip := range w.svc.LoadBalancerIPs {
+			rules = append(rules, line(from(host(ip)), about, jump(ext)))
+		}
+	}
+	rules = append(rules, comment("other traffic to "+w.key+" will be dropped by "+chainProxyFirewall))
+	w.add(fw, rules)
+}

@@ -1,0 +1,131 @@
+package iptables
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/proxytest"
+)
+
+func TestConformance(t *testing.T) {
+	for _, trace := range []bool{false, true} {
+		t.Run(fmt.Sprintf("trace=%t", trace), func(t *testing.T) {
+			proxytest.Run(t, func(t *testing.T, s proxytest.Setup) func(proxy.Packet) proxy.Outcome {
+				cfg := configFor(s)
+				cfg.Trace = trace
+				p := New(cfg).Render(s.Snapshot, s.Overlay)
+				if len(p.Problems()) > 0 {
+					t.Errorf("problems: %v", p.Problems())
+				}
+				return p.Walk
+			})
+		})
+	}
+}
+
+// configFor is the Config of a Setup of the table.
+func configFor(s proxytest.Setup) Config {
+	cfg := Config{MasqueradeAll: s.MasqueradeAll, LocalhostNodePorts: true, Trace: true}
+	if s.ClusterCIDR.IsValid() {
+		cfg.ClusterCIDRs = []netip.Prefix{s.ClusterCIDR}
+	}
+	return cfg
+}
+
+// TestWalkPurposes wants a sentence for every rule on every way.
+func TestWalkPurposes(t *testing.T) {
+	for _, c := range proxytest.Cases() {
+		p := New(configFor(c.Setup)).Render(c.Setup.Snapshot, c.Setup.Overlay)
+		for _, row := range c.Rows {
+			out := p.Walk(row.Packet())
+			ways := [][]proxy.Step{out.Steps}
+			for _, ch := range out.Choices {
+				ways = append(ways, ch.Steps)
+			}
+			for _, way := range ways {
+				for _, s := range way {
+					if s.Text != "" && s.Purpose == "" {
+						t.Errorf("%s: no purpose for %s %s %q", row.Name(), s.Table, s.Chain, s.Text)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestWalkCache asks in two orders and from many sources: what is shared must
+// be the same as what is not.
+func TestWalkCache(t *testing.T) {
+	for _, c := range proxytest.Cases() {
+		shared := New(configFor(c.Setup)).Render(c.Setup.Snapshot, c.Setup.Overlay)
+		for _, row := range c.Rows {
+			for _, src := range proxytest.Sources() {
+				pkt := row.Packet()
+				pkt.Src, pkt.FromNode = netip.AddrPortFrom(src.Addr(), 1234), src == proxytest.FromNode
+				alone := New(configFor(c.Setup)).Render(c.Setup.Snapshot, c.Setup.Overlay).Walk(pkt)
+				if a, b := fmt.Sprint(alone), fmt.Sprint(shared.Walk(pkt)); a != b {
+					t.Errorf("%s from %s:\nalone  %s\nshared %s", row.Name(), src, a, b)
+				}
+			}
+		}
+	}
+}
+
+// large is a cluster of n Services with e endpoints each.
+func large(n, e int) *proxy.Snapshot {
+	s := &proxy.Snapshot{Node: proxytest.Node()}
+	for i := range n {
+		svc := proxy.Service{Name: proxy.PortName{Namespace: "load", Name: fmt.Sprintf("svc-%05d", i), Port: "http", Proto: conntrack.TCP},
+			ClusterIP: netip.AddrFrom4([4]byte{10, 97, byte(i >> 8), byte(i)}), Port: 80}
+		for j := range e {
+			k := i*e + j
+			svc.Endpoints = append(svc.Endpoints, proxy.Endpoint{Ready: true, Serving: true,
+				Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 128 + byte(k>>16), byte(k >> 8), byte(k)}), 8080)})
+		}
+		s.Services = append(s.Services, svc)
+	}
+	return s
+}
+
+func BenchmarkRender(b *testing.B) {
+	for _, n := range []int{1000, 5000} {
+		s := large(n, 10)
+		b.Run(fmt.Sprintf("services=%d/cold", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				New(configFor(proxytest.Setup{ClusterCIDR: proxytest.ClusterCIDR})).Render(s, proxy.Overlay{})
+			}
+		})
+		b.Run(fmt.Sprintf("services=%d/again", n), func(b *testing.B) {
+			b.ReportAllocs()
+			be := New(configFor(proxytest.Setup{ClusterCIDR: proxytest.ClusterCIDR}))
+			be.Render(s, proxy.Overlay{})
+			for b.Loop() {
+				be.Render(s, proxy.Overlay{})
+			}
+		})
+	}
+}
+
+func BenchmarkWalk(b *testing.B) {
+	s := large(5000, 10)
+	p := New(configFor(proxytest.Setup{ClusterCIDR: proxytest.ClusterCIDR})).Render(s, proxy.Overlay{}).(*program)
+	pkt := proxy.Packet{Proto: conntrack.TCP, Src: netip.MustParseAddrPort("10.244.1.10:4000")}
+	b.Run("hot", func(b *testing.B) {
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			pkt.Dst = netip.AddrPortFrom(s.Services[i%200].ClusterIP, 80)
+			p.Walk(pkt)
+		}
+	})
+	b.Run("cold", func(b *testing.B) {
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			pkt.Dst = netip.AddrPortFrom(s.Services[i%5000].ClusterIP, 80)
+			p.walk(pkt, []owner{p.claims[claim{pkt.Dst.Addr(), 80, conntrack.TCP}]})
+		}
+	})
+}
