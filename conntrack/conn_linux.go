@@ -24,8 +24,9 @@ const dumpTries = 4
 // concurrent use; one question is on its way at a time.
 type Conn struct {
 	mu sync.Mutex
-	// conn dumps, gets and counts; sock deletes, because the library leaves
-	// the entry's ID out of the request.
+	// conn dumps and counts. sock gets and deletes: the library leaves the
+	// entry's ID out of a deletion, and waits forever for the end of an
+	// answer that the kernel marks as one of many and sends alone.
 	conn *ct.Conn
 	sock *nfnl.Socket
 	proc *os.File
@@ -117,16 +118,22 @@ func (c *Conn) Get(t Tuple) (Flow, error) {
 	if t.IsZero() {
 		return Flow{}, fmt.Errorf("conntrack: getting an entry: the tuple is empty")
 	}
-	// The kernel looks for the first tuple, in either direction; the library
-	// reads the family off both.
-	q := ct.Flow{TupleOrig: kernelTuple(t), TupleReply: kernelTuple(t.Reverse())}
 	c.mu.Lock()
-	f, err := c.conn.Get(q)
+	answer, err := c.sock.Query(nfnl.Type(nfnl.SubsysConntrack, msgGet), family(t), appendTuple(nil, ctaTupleOrig, t))
 	c.mu.Unlock()
 	if err != nil {
 		return Flow{}, fmt.Errorf("conntrack: getting %v: %w", t, notExist(err))
 	}
-	return flowOf(&f), nil
+	// The answer has the form of an event.
+	var m netlink.Message
+	var entry ct.Event
+	if err := m.UnmarshalBinary(answer); err != nil {
+		return Flow{}, fmt.Errorf("conntrack: reading the entry of %v: %w", t, err)
+	}
+	if err := entry.Unmarshal(m); err != nil {
+		return Flow{}, fmt.Errorf("conntrack: reading the entry of %v: %w", t, err)
+	}
+	return flowOf(entry.Flow), nil
 }
 
 // Delete removes the entry that has f.Orig as one of its tuples, if it still is
@@ -141,12 +148,8 @@ func (c *Conn) Delete(f Flow) error {
 	if f.ID != 0 {
 		attrs = nfnl.AppendAttr(attrs, ctaID, binary.BigEndian.AppendUint32(nil, f.ID)...)
 	}
-	family := uint8(nfnl.FamilyIPv4)
-	if !f.Orig.Is4() {
-		family = nfnl.FamilyIPv6
-	}
 	c.mu.Lock()
-	err := c.sock.Request(nfnl.Type(nfnl.SubsysConntrack, msgDelete), family, 0, attrs)
+	err := c.sock.Request(nfnl.Type(nfnl.SubsysConntrack, msgDelete), family(f.Orig), 0, attrs)
 	c.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("conntrack: deleting %v: %w", f.Orig, notExist(err))
@@ -171,11 +174,20 @@ func (c *Conn) Stats() (Stats, error) {
 		s.EarlyDrop += uint64(cpu.EarlyDrop)
 		s.SearchRestart += uint64(cpu.SearchRestart)
 	}
-	global, err := c.conn.StatsGlobal()
+	answer, err := c.sock.Query(nfnl.Type(nfnl.SubsysConntrack, msgGetStats), nfnl.FamilyUnspec, nil)
 	if err != nil {
 		return Stats{}, fmt.Errorf("conntrack: reading the table's size: %w", err)
 	}
-	s.Entries, s.Limit = uint64(global.Entries), uint64(global.MaxEntries)
+	for m := nfnl.NewMessages(answer); m.Next(); {
+		for a := m.Attrs(); a.Next(); {
+			switch a.Type {
+			case ctaGlobalEntries:
+				s.Entries = uint64(a.Uint32())
+			case ctaGlobalMaxEntries:
+				s.Limit = uint64(a.Uint32())
+			}
+		}
+	}
 	if c.proc != nil {
 		if err := s.addProc(c.proc); err != nil {
 			return Stats{}, fmt.Errorf("conntrack: reading the counters: %w", err)

@@ -13,9 +13,12 @@ import (
 	"github.com/kptrace/kptrace/internal/nfnl"
 )
 
-// Numbers of linux/netfilter/nfnetlink_conntrack.h that a deletion needs.
+// Numbers of linux/netfilter/nfnetlink_conntrack.h.
 const (
-	msgDelete    = 2
+	msgGet      = 1
+	msgDelete   = 2
+	msgGetStats = 5
+
 	ctaTupleOrig = 1
 	ctaID        = 12
 
@@ -25,8 +28,20 @@ const (
 	ctaProtoNum, ctaProtoSport, ctaProtoDport = 1, 2, 3
 	ctaICMPID, ctaICMPType, ctaICMPCode       = 4, 5, 6
 	ctaICMPv6ID, ctaICMPv6Type, ctaICMPv6Code = 7, 8, 9
-	nested                                    = 1 << 15
+
+	ctaGlobalEntries, ctaGlobalMaxEntries = 1, 2
+
+	// nested marks an attribute that holds others (linux/netlink.h).
+	nested = 1 << 15
 )
+
+// family is t's address family in a request.
+func family(t Tuple) uint8 {
+	if t.Is4() {
+		return nfnl.FamilyIPv4
+	}
+	return nfnl.FamilyIPv6
+}
 
 // icmpPort packs type and code of an ICMP entry into a Tuple's receiving port;
 // the sending port is the echo id.
@@ -46,23 +61,6 @@ func tupleOf(k *ct.Tuple) Tuple {
 		t.sport, t.dport = k.Proto.ICMPID, icmpPort(k.Proto.ICMPType, k.Proto.ICMPCode)
 	}
 	return t
-}
-
-// kernelTuple is the way back.
-func kernelTuple(t Tuple) ct.Tuple {
-	k := ct.Tuple{
-		IP: ct.IPTuple{SourceAddress: t.Src().Addr(), DestinationAddress: t.Dst().Addr()},
-		Proto: ct.ProtoTuple{
-			Protocol: uint8(t.proto), SourcePort: t.sport, DestinationPort: t.dport,
-		},
-	}
-	if t.proto == ICMP || t.proto == ICMPv6 {
-		k.Proto = ct.ProtoTuple{
-			Protocol: uint8(t.proto), ICMPv4: t.proto == ICMP, ICMPv6: t.proto == ICMPv6,
-			ICMPID: t.sport, ICMPType: uint8(t.dport >> 8), ICMPCode: uint8(t.dport),
-		}
-	}
-	return k
 }
 
 // appendTuple appends t as an attribute.

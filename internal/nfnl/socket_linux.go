@@ -25,8 +25,9 @@ type Socket struct {
 	// table is /proc/net/netlink of the socket's namespace; an open file of
 	// it keeps showing that namespace whoever reads it.
 	table *os.File
-	// early is what came before the answer to a request.
-	early []byte
+	// early is what came before the answer to a request; answers is where
+	// answers are read to.
+	early, answers []byte
 }
 
 // Open opens a socket in the network namespace of the calling thread and asks
@@ -108,12 +109,33 @@ func (s *Socket) Join(group int) error {
 // refusal is an error in which errors.Is finds the errno. Other messages that
 // arrive meanwhile are kept for Receive.
 func (s *Socket) Request(typ uint16, family uint8, resID uint16, attrs []byte) error {
+	early, err := s.exchange(typ, family, resID, attrs)
+	s.early = append(s.early, early...)
+	return err
+}
+
+// Query is Request for a message that has an answer, which it returns whole.
+// It is for sockets on which nothing else arrives.
+func (s *Socket) Query(typ uint16, family uint8, attrs []byte) (answer []byte, err error) {
+	answer, err = s.exchange(typ, family, 0, attrs)
+	if err == nil && len(answer) == 0 {
+		err = fmt.Errorf("nfnl: the kernel agrees but does not answer: %w", unix.ENODATA)
+	}
+	return answer, err
+}
+
+// exchange sends a message and reads until it is acknowledged. It returns the
+// datagrams that came before.
+func (s *Socket) exchange(typ uint16, family uint8, resID uint16, attrs []byte) (before []byte, err error) {
 	s.seq++
 	msg := AppendMessage(nil, typ, FlagRequest|FlagAck, s.seq, family, resID, attrs)
 	if err := unix.Sendto(s.fd, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("nfnl: sending a request: %w", err)
+		return nil, fmt.Errorf("nfnl: sending a request: %w", err)
 	}
-	buf := make([]byte, maxDatagram)
+	if s.answers == nil {
+		s.answers = make([]byte, maxDatagram)
+	}
+	buf := s.answers
 	deadline := time.Now().Add(ackTimeout)
 	for {
 		n, err := unix.Read(s.fd, buf)
@@ -121,23 +143,23 @@ func (s *Socket) Request(typ uint16, family uint8, resID uint16, attrs []byte) e
 		case err == nil:
 			errno, ok := s.acked(buf[:n])
 			if ok && errno != 0 {
-				return fmt.Errorf("nfnl: the kernel refuses: %w", errno)
+				return before, fmt.Errorf("nfnl: the kernel refuses: %w", errno)
 			}
 			if ok {
-				return nil
+				return before, nil
 			}
-			s.early = append(s.early, buf[:align(n)]...)
+			before = append(before, buf[:align(n)]...)
 		case errors.Is(err, unix.EAGAIN):
 			left := time.Until(deadline)
 			if left <= 0 {
-				return fmt.Errorf("nfnl: waiting for an answer: %w", unix.ETIMEDOUT)
+				return before, fmt.Errorf("nfnl: waiting for an answer: %w", unix.ETIMEDOUT)
 			}
 			fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}
 			_, _ = unix.Poll(fds, int(left.Milliseconds())+1)
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOBUFS):
 			// ENOBUFS says that the stream overran, not that the answer is lost.
 		default:
-			return fmt.Errorf("nfnl: reading an answer: %w", err)
+			return before, fmt.Errorf("nfnl: reading an answer: %w", err)
 		}
 	}
 }

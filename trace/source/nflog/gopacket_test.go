@@ -23,6 +23,10 @@ func gopacketEvent(b []byte, icmpError bool) (e trace.Event, ok bool) {
 	p := gopacket.NewPacket(b, first, gopacket.NoCopy)
 	var src, dst net.IP
 	for _, l := range p.Layers() {
+		// A header cut short gives a layer without contents.
+		if len(l.LayerContents()) == 0 {
+			return e, false
+		}
 		switch l := l.(type) {
 		case *layers.IPv4:
 			src, dst, e.IPID = l.SrcIP, l.DstIP, l.Id
@@ -36,10 +40,6 @@ func gopacketEvent(b []byte, icmpError bool) (e trace.Event, ok bool) {
 			e.Tuple = tuple(conntrack.UDP, src, dst, uint16(l.SrcPort), uint16(l.DstPort))
 			return e, true
 		case *layers.SCTP:
-			// A header that is too short gives an empty layer.
-			if len(l.LayerContents()) == 0 {
-				return e, false
-			}
 			e.Tuple = tuple(conntrack.SCTP, src, dst, uint16(l.SrcPort), uint16(l.DstPort))
 			return e, true
 		case *layers.ICMPv4:
