@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 )
@@ -9,9 +10,11 @@ import (
 type Config struct {
 	// Dir is the folder of manifests. The nodes' proxies watch it; the lab
 	// itself reads it once, so a Pod or Node added later has no namespace.
-	Dir string
+	// If it is empty, the Scenario (DefaultScenario if empty) is written to a
+	// folder below SocketDir, which lasts until the next lab there.
+	Dir, Scenario string
 	// SocketDir is where nodes and the lab put their sockets; it is made if
-	// it is absent. See SocketDir.
+	// it is absent.
 	SocketDir string
 	// Self is the command that runs this binary, as kptrace; nil means
 	// /proc/self/exe. A test gives its own binary, whose TestMain calls
@@ -30,6 +33,19 @@ type Config struct {
 	Output io.Writer
 	Logger *slog.Logger
 }
+
+// manifestsDir is where a scenario is written below Config.SocketDir.
+const manifestsDir = "manifests"
+
+// NodeEnd says that a node's proxy ended by itself, and how; Err is nil if it
+// said that all was well.
+type NodeEnd struct {
+	Node string
+	Err  error
+}
+
+// ErrRunning says that a lab of this name runs already.
+var ErrRunning = errors.New("a lab runs here already: end it with `kptrace lab down`, or give this one another --name")
 
 // Faults that Lab.Fault knows.
 const (

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,9 +29,10 @@ type Lab struct {
 	started  time.Time
 	lock     *os.File
 
-	nodes  map[string]*exec.Process
-	pods   map[string]*pod
-	failed chan error // the first node that ended by itself
+	nodesMu sync.Mutex
+	nodes   map[string]*exec.Process
+	pods    map[string]*pod
+	failed  chan NodeEnd
 
 	// last is the connection of whoever asked the lab to end. It is held, not
 	// used, so that it closes when all is over.
@@ -41,6 +43,8 @@ type Lab struct {
 	close    sync.Once
 	watchers sync.WaitGroup
 }
+
+var errClosed = errors.New("lab: it is closed")
 
 // Start makes a lab and returns when all its programs run; pods serve, and
 // clients wait for StartTraffic. It needs the inside of a sandbox
@@ -54,7 +58,7 @@ func Start(ctx context.Context, cfg Config) (*Lab, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	l := &Lab{
-		cfg: cfg, started: time.Now(), failed: make(chan error, 1), closing: make(chan struct{}),
+		cfg: cfg, started: time.Now(), failed: make(chan NodeEnd, 16), closing: make(chan struct{}),
 		nodes: map[string]*exec.Process{}, pods: map[string]*pod{},
 	}
 	if err := l.start(ctx); err != nil {
@@ -66,14 +70,23 @@ func Start(ctx context.Context, cfg Config) (*Lab, error) {
 
 func (l *Lab) start(ctx context.Context) error {
 	var err error
+	if l.lock, err = occupy(l.cfg.SocketDir); err != nil {
+		return err
+	}
+	if l.cfg.Dir == "" {
+		l.cfg.Dir = filepath.Join(l.cfg.SocketDir, manifestsDir)
+		if err := WriteScenario(cmp.Or(l.cfg.Scenario, DefaultScenario), l.cfg.Dir); err != nil {
+			return err
+		}
+	}
+	if l.cfg.Dir, err = filepath.Abs(l.cfg.Dir); err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
 	if l.cluster, l.problems, err = Read(l.cfg.Dir); err != nil {
 		return err
 	}
 	topology, err := Plan(l.cluster, l.cfg.Options)
 	if err != nil {
-		return err
-	}
-	if l.lock, err = occupy(l.cfg.SocketDir); err != nil {
 		return err
 	}
 	if l.world, err = build(topology); err != nil {
@@ -90,42 +103,46 @@ func (l *Lab) start(ctx context.Context) error {
 		return nil
 	}
 	for i := range l.cluster.Nodes {
-		if err := l.startNode(l.cluster.Nodes[i].Name); err != nil {
-			return fmt.Errorf("lab: starting node: %w", err)
+		if err := l.StartNode(l.cluster.Nodes[i].Name); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// startNode runs "kptrace proxy" in a node's namespace.
-func (l *Lab) startNode(name string) error {
+// StartNode runs "kptrace proxy" in a node's namespace. Start did so for all
+// nodes; it is for one whose proxy has ended, see Ended.
+func (l *Lab) StartNode(name string) error {
+	sp, ok := l.world.spaces[NodeSpace(name)]
+	if !ok {
+		return fmt.Errorf("lab: no node %s", name)
+	}
 	args := append([]string{}, l.cfg.Self[1:]...)
 	args = append(args, "proxy", "--manifests", l.cfg.Dir, "--node", name, "--socket", l.NodeSocket(name))
 	spec := exec.Spec{
 		Path: l.cfg.Self[0], Argv0: "kptrace", Args: append(args, l.cfg.ProxyArgs...),
-		Netns: l.world.spaces[NodeSpace(name)].ns.Fd(), OwnGroup: true,
+		Netns: sp.ns.Fd(), OwnGroup: true,
 	}
 	if l.cfg.Output != nil {
 		spec.Stderr = &prefixer{out: l.cfg.Output, prefix: name + ": "}
 	}
+	l.nodesMu.Lock()
+	defer l.nodesMu.Unlock()
+	select {
+	case <-l.closing:
+		return errClosed
+	default:
+	}
 	p, err := exec.Start(spec)
 	if err != nil {
-		return err
+		return fmt.Errorf("lab: starting node %s: %w", name, err)
 	}
 	l.nodes[name] = p
 	l.watchers.Go(func() {
-		err := p.Wait()
+		end := NodeEnd{Node: name, Err: p.Wait()}
 		select {
 		case <-l.closing:
-			return
-		default:
-		}
-		if err == nil {
-			err = errors.New("it ended")
-		}
-		select {
-		case l.failed <- fmt.Errorf("lab: proxy of node %s: %w", name, err):
-		default:
+		case l.failed <- end:
 		}
 	})
 	return nil
@@ -142,8 +159,11 @@ func (l *Lab) NodeSocket(node string) string {
 	return filepath.Join(l.cfg.SocketDir, node+".sock")
 }
 
-// Failed delivers the error of the first node whose proxy ended by itself.
-func (l *Lab) Failed() <-chan error { return l.failed }
+// Ended delivers each node whose proxy ended by itself.
+func (l *Lab) Ended() <-chan NodeEnd { return l.failed }
+
+// Dir is the folder of manifests.
+func (l *Lab) Dir() string { return l.cfg.Dir }
 
 // StartTraffic lets all clients begin.
 func (l *Lab) StartTraffic(ctx context.Context) error {
@@ -234,6 +254,8 @@ func (l *Lab) Targets() []string {
 func (l *Lab) Close() {
 	l.close.Do(func() {
 		close(l.closing)
+		l.nodesMu.Lock() // nobody starts one from here on
+		defer l.nodesMu.Unlock()
 		for _, p := range l.nodes {
 			_ = p.Signal(syscall.SIGTERM)
 		}

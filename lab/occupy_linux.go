@@ -9,9 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrRunning says that a lab of this name runs already.
-var ErrRunning = errors.New("a lab runs here already: end it with `kptrace lab down`, or give this one another --name")
-
 // occupy makes the folder of a lab's sockets ours for as long as the returned
 // file is open, and removes what a killed lab left in it. The kernel gives
 // the lock back when we die, however we die.
@@ -34,6 +31,10 @@ func occupy(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("lab: taking the lock: %w", err)
 	}
 	_ = os.Remove(ControlPath(dir))
+	if err := os.RemoveAll(filepath.Join(dir, manifestsDir)); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("lab: removing the last lab's manifests: %w", err)
+	}
 	stale, err := filepath.Glob(filepath.Join(dir, "*.sock"))
 	if err != nil {
 		return lock, nil

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kptrace/kptrace/exporters/relay"
+	"github.com/kptrace/kptrace/exporters/text"
+	"github.com/kptrace/kptrace/lab"
+	"github.com/kptrace/kptrace/proxy/kube/manifests"
+	"github.com/kptrace/kptrace/trace"
+)
+
+const (
+	// labStartTime is how long nodes may take until they are ready.
+	labStartTime = 30 * time.Second
+	// labSettle is how long flows are given at the end of a run before they
+	// are judged: an unanswered one is called so after a second.
+	labSettle = 1300 * time.Millisecond
+)
+
+func newLabRunCmd() *cobra.Command {
+	var f labFlags
+	var scenario, output string
+	var runFor time.Duration
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run a scenario, show each connection, and sum up",
+		Long: `Run a scenario: make the lab, let traffic flow, show one line per connection,
+and sum up at the end: connections, shares, outcomes, time to establish.
+
+The lab's clients know which pod answered them, and what their kernel said. All
+of it is compared with what was shown; exit code 3 says that they differ.`,
+		Example: `  kptrace lab run --for 15s
+
+  # The summary alone, as one line of JSON
+  kptrace lab run --for 10s -o json
+
+  # A folder of Kubernetes YAML of your own
+  kptrace lab run --scenario ./state`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if runFor <= 0 {
+				return usageErr(fmt.Errorf("--for=%v: give a time above 0", runFor))
+			}
+			if output != "text" && output != "json" && output != "jsonl" {
+				return usageErr(fmt.Errorf("-o %q: use text, json or jsonl", output))
+			}
+			cfg := f.config()
+			if info, err := os.Stat(scenario); err == nil && info.IsDir() {
+				cfg.Dir = scenario
+			} else {
+				cfg.Scenario = scenario
+			}
+			return inSandbox(cmd, func(ctx context.Context) error {
+				return runLab(ctx, cmd, cfg, f.verbose, runFor, output)
+			})
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().DurationVar(&runFor, "for", 15*time.Second, "how long traffic flows")
+	cmd.Flags().StringVar(&scenario, "scenario", lab.DefaultScenario, fmt.Sprintf("one of %v, or a folder of Kubernetes YAML", lab.Scenarios()))
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text, json (the summary alone) or jsonl (each connection, then the summary)")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json", "jsonl"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+func runLab(ctx context.Context, cmd *cobra.Command, cfg lab.Config, verbose bool, runFor time.Duration, output string) error {
+	// Ctrl-C ends the traffic, and the summary is of what there was; the
+	// second one ends us.
+	interrupted, stop := signal.NotifyContext(ctx, os.Interrupt)
+	defer stop()
+	var c lab.Collector
+	cfg.Report = c.Report
+	l, err := startLab(interrupted, cmd, cfg, verbose)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	snap, err := manifests.New(manifests.Config{Dir: l.Dir(), Node: l.Cluster().Nodes[0].Name}).Load()
+	if err != nil {
+		return err
+	}
+	show := showNothing
+	if output != "json" {
+		show = showFlows(cmd, output, len(l.Cluster().Nodes))
+	}
+	if err := watchLab(ctx, interrupted, l, &c, runFor, show, stop); err != nil {
+		return err
+	}
+	return sumUp(cmd, lab.Judge(c.Evidence(l.Cluster(), snap)), output)
+}
+
+func sumUp(cmd *cobra.Command, s *lab.Summary, output string) error {
+	var err error
+	if output == "text" {
+		fmt.Fprintln(cmd.OutOrStdout())
+		err = s.WriteText(cmd.OutOrStdout())
+	} else {
+		err = json.NewEncoder(cmd.OutOrStdout()).Encode(s)
+	}
+	if err == nil && !s.OK() {
+		err = &exitCodeError{code: exitProblem}
+	}
+	return err
+}
+
+// watchLab lets traffic flow until runFor is over or interrupted ends, and
+// returns when all that came of it was shown.
+func watchLab(ctx, interrupted context.Context, l *lab.Lab, c *lab.Collector, runFor time.Duration,
+	show func(context.Context, <-chan trace.Message) error, stop func(),
+) error {
+	// Two groups: the stream closes when all nodes have said their last, and
+	// only then does the show end.
+	following, endFollow := context.WithCancel(ctx)
+	defer endFollow()
+	stream := make(chan trace.Message, 1024)
+	shown := make(chan error, 1)
+	go func() { shown <- show(ctx, stream) }()
+	headers := make(chan struct{}, 64)
+	followers, followCtx := errgroup.WithContext(following)
+	for _, n := range l.Cluster().Nodes {
+		followers.Go(func() error { return followNode(followCtx, l.NodeSocket(n.Name), c, stream, headers) })
+	}
+	err := func() error {
+		defer endFollow()
+		for range l.Cluster().Nodes {
+			select {
+			case <-headers:
+			case <-followCtx.Done():
+				return nil // whoever failed says why
+			}
+		}
+		if err := l.StartTraffic(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(runFor):
+		case <-interrupted.Done():
+		case <-followCtx.Done():
+		case e := <-l.Ended():
+			return fmt.Errorf("the proxy of %s ended: %w", e.Node, errors.Join(e.Err, errEarly))
+		}
+		stop()
+		if err := l.StopTraffic(ctx); err != nil {
+			return err
+		}
+		time.Sleep(labSettle)
+		return nil
+	}()
+	err = errors.Join(err, followers.Wait())
+	close(stream)
+	return errors.Join(err, <-shown)
+}
+
+var errEarly = errors.New("it should have lasted as long as the lab")
+
+// followNode follows everything on a node until ctx ends.
+func followNode(ctx context.Context, socket string, c *lab.Collector, stream chan<- trace.Message, headers chan<- struct{}) error {
+	client, err := relay.Dial(socket)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return client.Follow(ctx, trace.Request{Interval: 250 * time.Millisecond}, func(m trace.Message) error {
+		c.Message(m)
+		stream <- m
+		if m.Header != nil {
+			headers <- struct{}{}
+		}
+		return nil
+	})
+}
+
+func showNothing(_ context.Context, stream <-chan trace.Message) error {
+	for range stream { //nolint:revive // it must be drained
+	}
+	return nil
+}
+
+// showFlows shows flows as kptrace follow does. If that fails the stream is
+// drained, so that nobody waits for us.
+func showFlows(cmd *cobra.Command, output string, nodes int) func(context.Context, <-chan trace.Message) error {
+	cfg := text.Config{Out: cmd.OutOrStdout(), Err: cmd.ErrOrStderr(), Format: text.Line, Nodes: nodes}
+	if output == "jsonl" {
+		cfg.Format = text.JSONL
+	}
+	return func(ctx context.Context, stream <-chan trace.Message) error {
+		err := text.Run(ctx, cfg, stream)
+		return errors.Join(err, showNothing(ctx, stream))
+	}
+}
