@@ -1,0 +1,92 @@
+package correlate
+
+import (
+	"time"
+
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
+)
+
+// Config is what a Correlator needs. The zero value works and tells nobody.
+type Config struct {
+	// Node is the node's name, for Flow.Node and for clients on the node.
+	Node string
+	// MaxFlows bounds the flows kept, open and ended together; default
+	// 65,536. A flow takes about 1.6 KB here, of which 1 KB is the last
+	// update, shared with whoever got it. The oldest ended flow goes first,
+	// then the oldest open one.
+	MaxFlows int
+	// MaxAffinity bounds the clients remembered for affinity words; default
+	// 65,536, about 250 bytes each.
+	MaxAffinity int
+	// RecentList is how many clients the kernel's list of one endpoint keeps;
+	// default 100 (ip_list_tot of xt_recent).
+	RecentList int
+	// MasqueradeMark is the packet mark that asks for source NAT; default
+	// 0x4000.
+	MasqueradeMark uint32
+	// Views returns the generations of intent, newest first; nil for none.
+	// It is called for each pick and must be cheap.
+	Views func() []*proxy.View
+	// Emit gets every update. The Flow is immutable; it must not call back.
+	Emit func(*trace.Flow)
+	// Ask asks for the entry with this original tuple. The answer comes as an
+	// Event of KindEntry or KindGone. False means not now. Nil is never.
+	Ask func(conntrack.Tuple) bool
+	// Hold is how long one source waits for the other; default 150 ms.
+	Hold time.Duration
+	// UnansweredAfter is when a pending flow becomes unanswered; default 1 s.
+	UnansweredAfter time.Duration
+	// GiveUpAfter is how long after its last SYN an unanswered connection is
+	// taken for given up; default 30 s.
+	GiveUpAfter time.Duration
+	// IdleAfter is how long an open flow may be silent before its entry is
+	// asked for, in case its end was lost; default 1 min, doubled each time
+	// up to 1 h.
+	IdleAfter time.Duration
+}
+
+const (
+	finWait    = int64(40 * time.Millisecond)  // for the second FIN
+	settleWait = int64(5 * time.Millisecond)   // for the last ACK to be counted
+	askWait    = int64(200 * time.Millisecond) // for an answer
+	askAgain   = int64(10 * time.Second)       // after Ask said no
+	askMost    = int64(time.Hour)
+	udpExpiry  = int64(31 * time.Second)     // a new UDP entry's life and a little
+	raceWindow = int64(5 * time.Millisecond) // between datagrams that decide at once
+	endedKept  = int64(5 * time.Minute)      // for the DESTROY of an ended flow
+	startDump  = int64(10 * time.Second)     // entries this early come from the first dump
+	maxHeld    = 8192
+	maxWalks   = 16384
+)
+
+func (c *Config) setDefaults() {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&c.Hold, 150*time.Millisecond)
+	def(&c.UnansweredAfter, time.Second)
+	def(&c.GiveUpAfter, 30*time.Second)
+	def(&c.IdleAfter, time.Minute)
+	if c.MaxFlows <= 0 {
+		c.MaxFlows = 65536
+	}
+	if c.MaxAffinity <= 0 {
+		c.MaxAffinity = 65536
+	}
+	if c.RecentList <= 0 {
+		c.RecentList = 100
+	}
+	if c.MasqueradeMark == 0 {
+		c.MasqueradeMark = 0x4000
+	}
+	if c.Views == nil {
+		c.Views = func() []*proxy.View { return nil }
+	}
+	if c.Emit == nil {
+		c.Emit = func(*trace.Flow) {}
+	}
+}

@@ -1,0 +1,364 @@
+package correlate
+
+import (
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/trace"
+)
+
+const (
+	missingAnswer = "the answer: events were lost"
+	missingEntry  = "the conntrack entry, without which answers cannot be told"
+	missingFin    = "fin not seen"
+	missingRst    = "rst not seen"
+)
+
+// last returns the attempt in use of an update being written.
+func last(f *trace.Flow) *trace.Attempt {
+	if n := len(f.Attempts); n > 0 {
+		return &f.Attempts[n-1]
+	}
+	return new(trace.Attempt)
+}
+
+// retransmit notes a SYN after the first.
+func (c *Correlator) retransmit(r *rec, e *trace.Event) {
+	f := c.edit(r)
+	f.Evidence = f.Evidence.With(e.Source)
+	r.lastSyn = e.Time
+	if r.isn == 0 {
+		r.isn = e.TCPSeq
+	}
+	last(f).Retransmits++
+	if r.phase != pending {
+		c.later(r)
+		return
+	}
+	if f.Outcome != trace.Pending {
+		// It proves that nothing answered, whatever was lost.
+		c.unanswered(r, f)
+	} else if e.Time-r.start >= int64(c.cfg.UnansweredAfter) {
+		c.unanswered(r, f)
+	}
+	c.publish(r)
+}
+
+func (c *Correlator) unanswered(r *rec, f *trace.Flow) {
+	f.Outcome, f.Reason, f.Missing = trace.Unanswered, noAnswer(r), ""
+	if a := last(f); a.Outcome == tryPending {
+		a.Outcome = tryUnanswered
+	}
+	if r.tcp() {
+		r.stateDue = r.lastSyn + int64(c.cfg.GiveUpAfter)
+	}
+}
+
+func noAnswer(r *rec) trace.Reason {
+	if r.tcp() {
+		return trace.SynUnanswered
+	}
+	return trace.NoReply
+}
+
+// answer notes the SYN-ACK or the first datagram back.
+func (c *Correlator) answer(r *rec, e *trace.Event) {
+	if r.answered && (r.answerAt != 0 || r.phase == closing) {
+		return
+	}
+	f := c.edit(r)
+	f.Evidence = f.Evidence.With(e.Source)
+	r.answerAt = e.Time
+	c.answeredNow(r, f, e.Time)
+	c.publish(r)
+}
+
+// answeredNow makes a flow an open one.
+func (c *Correlator) answeredNow(r *rec, f *trace.Flow, now int64) {
+	r.answered = true
+	last(f).Outcome = tryEstablished
+	f.Reason, f.Missing = trace.NoReason, ""
+	r.settle()
+	if r.phase == pending || r.phase == open {
+		r.phase = open
+		f.Outcome = trace.Open
+		r.stateDue = c.idleDue(r, now)
+	}
+}
+
+// fin notes a FIN: the first one ends the connection.
+func (c *Correlator) fin(r *rec, e *trace.Event, fromReply bool) {
+	if fromReply && r.finIn || !fromReply && r.finOut {
+		return
+	}
+	first := r.endAt == 0
+	if fromReply {
+		r.finIn = true
+	} else {
+		r.finOut = true
+	}
+	if !first {
+		if r.phase == closing && r.finIn && r.finOut && !r.asked {
+			r.stateDue = e.Time + settleWait
+		}
+		return
+	}
+	f := c.edit(r)
+	f.Evidence = f.Evidence.With(e.Source)
+	if !r.answered {
+		// Its SYN-ACK was not seen, but there must have been one.
+		r.answered = true
+		last(f).Outcome = tryEstablished
+	}
+	r.endAt = e.Time
+	c.close(r, trace.Closed, trace.NoReason, e.Time+finWait)
+}
+
+// close sets how a connection ended, and waits for its counters.
+func (c *Correlator) close(r *rec, o trace.Outcome, why trace.Reason, due int64) {
+	f := c.edit(r)
+	f.Outcome, f.Reason, f.Missing = o, why, ""
+	r.settle()
+	if r.phase == held {
+		return // the pick or the end of the hold comes first
+	}
+	r.phase, r.stateDue, r.flushDue, r.holdDue = closing, due, 0, 0
+}
+
+// rst notes an RST.
+func (c *Correlator) rst(r *rec, e *trace.Event, fromReply bool) {
+	if r.endAt != 0 {
+		if !r.asked && r.phase == closing {
+			r.finIn, r.finOut = true, true
+			r.stateDue = min(r.stateDue, e.Time+settleWait)
+		}
+		return
+	}
+	f := c.edit(r)
+	f.Evidence = f.Evidence.With(e.Source)
+	// A refusal acknowledges the SYN and nothing else (RFC 9293, 3.10.7).
+	refusal := !r.answered && (r.isn == 0 || e.TCPAck == 0 || e.TCPAck == r.isn+1)
+	switch {
+	case refusal && fromReply:
+		r.endAt = e.Time
+		last(f).Outcome = tryRefused
+		c.end(r, trace.Refused, trace.EndpointRefused, "")
+	case refusal && r.picked:
+		r.endAt = e.Time
+		last(f).Outcome = tryTimeout
+		c.end(r, trace.Timeout, trace.SynUnanswered, "")
+	default:
+		r.answered, r.endAt = true, e.Time
+		r.finIn, r.finOut = true, true
+		why := trace.ResetByClient
+		if fromReply {
+			why = trace.ResetByEndpoint
+		}
+		last(f).Outcome = tryReset
+		c.close(r, trace.Reset, why, e.Time+settleWait)
+	}
+}
+
+// icmp notes an ICMP error about a request.
+func (c *Correlator) icmp(r *rec, e *trace.Event) {
+	text, port, fatal := icmpError(e)
+	if !fatal || r.endAt != 0 {
+		return
+	}
+	f := c.edit(r)
+	f.Evidence = f.Evidence.With(e.Source)
+	a := last(f)
+	a.ICMP = text
+	if r.answered {
+		c.later(r)
+		return
+	}
+	r.endAt = e.Time
+	why := trace.Unreachable
+	a.Outcome = tryUnreachable
+	if port {
+		why, a.Outcome = trace.EndpointRefused, tryRefused
+	}
+	c.end(r, trace.Refused, why, "")
+}
+
+// end makes an outcome final without waiting for counters. A record still held
+// keeps it for when it is shown.
+func (c *Correlator) end(r *rec, o trace.Outcome, why trace.Reason, missing string) {
+	f := c.edit(r)
+	f.Outcome, f.Reason, f.Missing = o, why, missing
+	r.settle()
+	if r.phase != held {
+		c.finish(r)
+	}
+}
+
+// finish makes an update the final one. The record stays for the counters that
+// the DESTROY brings, unless they are known or never will be.
+func (c *Correlator) finish(r *rec) {
+	f := c.edit(r)
+	f.Ended = true
+	if !r.counted {
+		// What an earlier look at the entry showed is not the whole.
+		f.Counted, f.Out, f.In = false, conntrack.Counters{}, conntrack.Counters{}
+	}
+	c.stats.outcome(f.Outcome)
+	r.phase, r.replyWait, r.asked = ended, false, false
+	r.holdDue = 0
+	c.publish(r)
+	if (r.counted && !r.halfClosed || r.destroyed) && !r.refused {
+		c.remove(r)
+		return
+	}
+	c.live.drop(r)
+	c.done.push(r)
+	c.dropReply(r)
+	r.stateDue = c.now + endedKept
+	c.arm(r)
+}
+
+// idleDue is when an open flow's entry is asked for.
+func (c *Correlator) idleDue(r *rec, now int64) int64 {
+	if c.cfg.Ask == nil {
+		return 0
+	}
+	if r.orig.Proto() == conntrack.UDP {
+		return now + udpExpiry
+	}
+	r.askEvery = min(max(r.askEvery*2, int64(c.cfg.IdleAfter)), askMost)
+	return now + r.askEvery
+}
+
+func (c *Correlator) ask(r *rec) bool {
+	if c.cfg.Ask == nil || !c.cfg.Ask(r.orig) {
+		return false
+	}
+	c.stats.asked.Add(1)
+	return true
+}
+
+// stateOver runs the timer of a phase.
+func (c *Correlator) stateOver(r *rec, now int64) {
+	switch r.phase {
+	case pending:
+		c.pendingOver(r, now)
+	case open:
+		if idle := r.lastEvent + r.askEvery; r.askEvery != 0 && idle > now {
+			r.stateDue = idle
+		} else if c.ask(r) {
+			r.stateDue = c.idleDue(r, now)
+		} else if c.cfg.Ask != nil {
+			r.stateDue = now + askAgain
+		}
+	case closing:
+		if !r.asked && !r.counted && c.ask(r) {
+			r.asked = true
+			r.stateDue = now + askWait
+			return
+		}
+		c.finish(r)
+	case ended:
+		if r.dirty {
+			c.publish(r)
+		}
+		if !r.counted && !r.refused {
+			c.stats.uncounted.Add(1)
+		}
+		c.remove(r)
+	}
+}
+
+// pendingOver looks at a flow that nothing answered yet.
+func (c *Correlator) pendingOver(r *rec, now int64) {
+	f := r.f
+	switch {
+	case f.Outcome == trace.Pending && now < r.tryBegan()+int64(c.cfg.UnansweredAfter):
+		r.stateDue = r.tryBegan() + int64(c.cfg.UnansweredAfter)
+	case f.Outcome == trace.Pending:
+		f = c.edit(r)
+		switch {
+		case last(f).Retransmits > 0:
+			c.unanswered(r, f)
+		case r.picked && r.reply.IsZero():
+			f.Outcome, f.Missing = trace.Unknown, missingEntry
+		case c.losses.of(trace.NFLog, r.start, now):
+			f.Outcome, f.Missing = trace.Unknown, missingAnswer
+		default:
+			c.unanswered(r, f)
+		}
+		c.publish(r)
+		switch {
+		case f.Outcome == trace.Unknown && c.ask(r):
+			r.stateDue = now + askAgain
+		case f.Outcome == trace.Unknown && c.cfg.Ask != nil:
+			r.stateDue = now + askAgain
+		case r.tcp() && f.Outcome == trace.Unanswered:
+			r.stateDue = r.lastSyn + int64(c.cfg.GiveUpAfter)
+		case c.cfg.Ask != nil:
+			r.stateDue = r.lastSyn + udpExpiry
+		}
+	case r.tcp() && f.Outcome == trace.Unanswered:
+		if due := r.lastSyn + int64(c.cfg.GiveUpAfter); due > now {
+			r.stateDue = due
+			return
+		}
+		f = c.edit(r)
+		last(f).Outcome = tryTimeout
+		c.end(r, trace.Timeout, trace.SynUnanswered, "")
+	case c.ask(r):
+		r.stateDue = now + max(askAgain, int64(c.cfg.GiveUpAfter))
+	case c.cfg.Ask != nil:
+		r.stateDue = now + askAgain
+	}
+}
+
+// tryBegan is when the attempt in use began.
+func (r *rec) tryBegan() int64 { return max(r.start, r.tryStart) }
+
+// succeed ends r because another connection has taken its tuple.
+func (c *Correlator) succeed(r *rec, now int64) {
+	switch {
+	case r.replyWait && !r.superseded:
+		// Its packets are still being kept.
+		r.superseded, r.keptUntil = true, c.early.tail
+	case r.phase == closing:
+		c.finish(r)
+	case r.destroyed:
+		c.decideByDestroy(r, true)
+	default:
+		c.decideBlind(r, "the end: another connection took the tuple")
+	}
+}
+
+// decideBlind ends r where all that is known is that its entry is gone.
+func (c *Correlator) decideBlind(r *rec, missing string) {
+	f := c.edit(r)
+	switch {
+	case !r.tcp() && r.answered:
+		r.idleSince()
+		c.end(r, trace.Closed, trace.NoReason, "")
+	case r.answered:
+		c.end(r, trace.Unknown, trace.NoReason, missing)
+	case f.Outcome == trace.Unknown || r.tcp() && r.picked && r.reply.IsZero():
+		c.end(r, trace.Unknown, trace.NoReason, or(f.Missing, missingEntry))
+	case !r.tcp() && r.orig.Proto() != conntrack.UDP:
+		c.end(r, trace.Closed, trace.NoReason, "")
+	case c.losses.of(trace.NFLog, r.start, c.now) && last(f).Retransmits == 0:
+		c.end(r, trace.Unknown, trace.NoReason, missingAnswer)
+	default:
+		last(f).Outcome = tryTimeout
+		c.end(r, trace.Timeout, noAnswer(r), "")
+	}
+}
+
+// idleSince lets a UDP flow have ended with the last packet known.
+func (r *rec) idleSince() {
+	if r.orig.Proto() == conntrack.UDP {
+		r.endAt = r.lastEvent
+	}
+}
+
+func or(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
