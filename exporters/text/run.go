@@ -320,7 +320,7 @@ func (r *renderer) end() error {
 		r.fold.finish(r)
 		r.term.draw()
 	}
-	if r.cfg.Format == JSON {
+	if r.cfg.Format == JSON && len(r.headers) > 0 {
 		r.openDocument()
 		r.write("\n]}\n")
 	}

@@ -395,3 +395,17 @@ func TestDecisionWords(t *testing.T) {
 		}
 	}
 }
+
+func TestDetail(t *testing.T) {
+	var b strings.Builder
+	for i, f := range every() {
+		if i != 1 && i != 2 && i != 6 && i != 12 {
+			continue
+		}
+		if err := Detail(&b, f, noon.Add(time.Minute), time.UTC); err != nil {
+			t.Fatal(err)
+		}
+		b.WriteString("----\n")
+	}
+	golden(t, "detail.golden", b.String())
+}
