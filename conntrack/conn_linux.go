@@ -22,6 +22,9 @@ const dumpTries = 4
 
 // Conn asks the kernel about entries of one network namespace. It is safe for
 // concurrent use; one question is on its way at a time.
+//
+// The Tuple of an ICMP entry has the echo id as its sending port, and type
+// and code as the upper and lower byte of its receiving port.
 type Conn struct {
 	mu sync.Mutex
 	// conn dumps and counts. sock gets and deletes: the library leaves the

@@ -10,7 +10,7 @@ import (
 // Config says how to read. The zero value of every field is a good default.
 type Config struct {
 	// ReceiveBuffer is the socket's buffer in bytes; zero means 32 MiB, which
-	// holds some 40,000 events. An ordinary user gets at most twice
+	// holds some 70,000 events. An ordinary user gets at most twice
 	// net.core.rmem_max.
 	ReceiveBuffer int
 	// Tick is how long events gather in the socket before they are read; zero
