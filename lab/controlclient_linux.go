@@ -74,14 +74,19 @@ func (c *Control) receive() (Reply, error) {
 		return reply, fmt.Errorf("lab: the lab ended: %w", err)
 	}
 	if reply.Err != "" {
-		err := errors.New(reply.Err)
 		if reply.NotFound {
-			err = fmt.Errorf("%w: %w", err, fs.ErrNotExist)
+			return reply, notFoundError(reply.Err)
 		}
-		return reply, err
+		return reply, errors.New(reply.Err)
 	}
 	return reply, nil
 }
+
+// notFoundError is the lab's own words for a program that does not exist.
+type notFoundError string
+
+func (e notFoundError) Error() string      { return string(e) }
+func (notFoundError) Is(target error) bool { return target == fs.ErrNotExist }
 
 // Status asks what the lab is.
 func (c *Control) Status() (*Status, error) {

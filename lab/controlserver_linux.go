@@ -197,7 +197,11 @@ func (c *controlConn) exec(ctx context.Context, req Request, rest []byte, files 
 		Stdin: files[0], Stdout: files[1], Stderr: files[2], OwnGroup: true,
 	})
 	if err != nil {
-		c.reply(Reply{Err: err.Error(), NotFound: errors.Is(err, fs.ErrNotExist)})
+		r := Reply{Err: err.Error(), NotFound: errors.Is(err, fs.ErrNotExist)}
+		if r.NotFound {
+			r.Err = fmt.Sprintf("%s: not found in %s", req.Args[0], req.Target)
+		}
+		c.reply(r)
 		return
 	}
 	for _, f := range files {

@@ -30,17 +30,23 @@ func occupy(dir string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lab: taking the lock: %w", err)
 	}
-	_ = os.Remove(ControlPath(dir))
-	if err := os.RemoveAll(filepath.Join(dir, manifestsDir)); err != nil {
-		lock.Close()
-		return nil, fmt.Errorf("lab: removing the last lab's manifests: %w", err)
-	}
-	stale, err := filepath.Glob(filepath.Join(dir, "*.sock"))
-	if err != nil {
-		return lock, nil
-	}
-	for _, s := range stale {
-		_ = os.Remove(s)
+	for _, pattern := range leftovers() {
+		stale, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			continue // dir has signs of a pattern in its name; sockets are replaced anyway
+		}
+		for _, path := range stale {
+			if err := os.RemoveAll(path); err != nil {
+				lock.Close()
+				return nil, fmt.Errorf("lab: removing what the last lab left: %w", err)
+			}
+		}
 	}
 	return lock, nil
+}
+
+// leftovers are what a lab puts into its folder: sockets, its nodes' state
+// (for their namespaces, which are gone), and the manifests of a scenario.
+func leftovers() []string {
+	return []string{"*.sock", filepath.Base(ControlPath("")), "netns-*", manifestsDir}
 }
