@@ -3,14 +3,14 @@ package iptables
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/kptrace/kptrace/internal/xtables"
 )
 
 // Preflight settles the flavour and says which and why. It refuses where
 // Service chains are live in the other flavour, for a packet would pass both,
-// unless Config.TakeOver is set. It writes nothing.
+// unless Config.TakeOver is set. It writes nothing. Apply calls it if nobody
+// did.
 func (b *Backend) Preflight(ctx context.Context) (flavour, reason string, err error) {
 	b.apply.Lock()
 	defer b.apply.Unlock()
@@ -20,11 +20,16 @@ func (b *Backend) Preflight(ctx context.Context) (flavour, reason string, err er
 func (b *Backend) preflight(ctx context.Context) (flavour, reason string, err error) {
 	fl, reason, err := b.choose(ctx)
 	if err != nil {
-		return "", "", err
+		return "", "", fmt.Errorf("proxy/iptables: choosing a flavour: %w", err)
 	}
-	if chains, err := b.liveChains(ctx, fl.Other()); err == nil && len(chains) > 0 && !b.cfg.TakeOver {
-		return "", "", fmt.Errorf("proxy/iptables: %d Service chains such as %s are live in iptables-%s, and a packet would pass both: "+
-			"stop what wrote them and clean up, use that flavour, or take over", len(chains), chains[0], fl.Other())
+	other, err := b.cfg.Tools.Survey(ctx, fl.Other(), b.cfg.Family)
+	if err != nil {
+		return "", "", fmt.Errorf("proxy/iptables: looking at iptables-%s: %w", fl.Other(), err)
+	}
+	if n := len(other.Live); n > 0 && !b.cfg.TakeOver {
+		return "", "", fmt.Errorf("proxy/iptables: iptables-%s was chosen (%s), but iptables-%s has %d live chains of a kube-proxy, such as %s, "+
+			"and a packet would pass both: stop what wrote them and clean up, choose that flavour, or take over",
+			fl, reason, fl.Other(), n, other.Live[0])
 	}
 	b.flavour = fl
 	b.runner = xtables.NewRunner(xtables.RunnerConfig{Tools: b.cfg.Tools, Flavour: fl, Family: b.cfg.Family})
@@ -33,33 +38,13 @@ func (b *Backend) preflight(ctx context.Context) (flavour, reason string, err er
 
 // choose picks the flavour.
 func (b *Backend) choose(ctx context.Context) (xtables.Flavour, string, error) {
-	if b.cfg.Flavour != "auto" {
-		fl, err := xtables.ParseFlavour(b.cfg.Flavour)
-		if err != nil {
-			return 0, "", fmt.Errorf("proxy/iptables: %w", err)
-		}
-		if _, err := b.cfg.Tools.Version(ctx, fl, b.cfg.Family); err != nil {
-			return 0, "", fmt.Errorf("proxy/iptables: %w", err)
-		}
-		return fl, "as configured", nil
+	if b.cfg.Flavour == "auto" {
+		return b.cfg.Tools.Detect(ctx)
 	}
-	return 0, "", fmt.Errorf("proxy/iptables: no flavour")
-}
-
-// liveChains lists the Service chains in nat of a flavour.
-func (b *Backend) liveChains(ctx context.Context, fl xtables.Flavour) ([]string, error) {
-	rs, err := b.cfg.Tools.Save(ctx, fl, b.cfg.Family, "", false)
+	fl, err := xtables.ParseFlavour(b.cfg.Flavour)
 	if err != nil {
-		return nil, err
+		return 0, "", err
 	}
-	var names []string
-	if t := rs.Table("nat"); t != nil {
-		for _, c := range t.Chains {
-			if isServiceChain(c.Name) {
-				names = append(names, c.Name)
-			}
-		}
-	}
-	slices.Sort(names)
-	return names, nil
+	_, err = b.cfg.Tools.Version(ctx, fl, b.cfg.Family)
+	return fl, "as configured", err
 }

@@ -7,36 +7,57 @@ import (
 	"github.com/kptrace/kptrace/internal/xtables"
 )
 
-// ruleset parses the fixed rules and those of some units.
+// ruleset parses the rules of some units and puts them together with the fixed
+// ones.
 func (p *program) ruleset(units []*unit) *xtables.Ruleset {
-	base := p.fixedRules()
+	base, own := p.fixedRules(), p.unitRules(units)
 	rs := &xtables.Ruleset{Family: p.cfg.Family}
 	for _, t := range base.Tables {
-		into := rs.Ensure(t.Name)
+		into, mine := rs.Ensure(t.Name), own.Table(t.Name)
 		for _, c := range t.Chains {
 			rules := c.Rules
-			if p.fixed.isShared(t.Name, c.Name) {
-				rules = nil
-				for _, u := range units {
-					for _, g := range u.shared {
-						if g.table == t.Name && g.chain == c.Name {
-							rules = append(rules, p.parse(g.rules)...)
-						}
-					}
-				}
-				rules = append(rules, c.Rules...)
+			if m := mine.Chain(c.Name); m != nil { // a shared one
+				rules = append(m.Rules, rules...)
 			}
 			into.Ensure(c.Name, c.Policy).Rules = rules
 		}
-		for _, u := range units {
-			for i := range u.chains {
-				if u.chains[i].table == t.Name {
-					into.Ensure(u.chains[i].name, "-").Rules = p.parse(u.chains[i].rules)
-				}
+		if mine == nil {
+			continue
+		}
+		for _, c := range mine.Chains {
+			if into.Chain(c.Name) == nil {
+				into.Ensure(c.Name, "-").Rules = c.Rules
 			}
 		}
 	}
 	return rs
+}
+
+// unitRules parses what units have in chains of their own and in shared ones.
+func (p *program) unitRules(units []*unit) *xtables.Ruleset {
+	var b bytes.Buffer
+	for _, table := range tables {
+		b.WriteString("*" + table + "\n")
+		write := func(chain string, rules []string) {
+			for _, r := range rules {
+				b.WriteString("-A " + chain + " " + r + "\n")
+			}
+		}
+		for _, u := range units {
+			for _, g := range u.shared {
+				if g.table == table {
+					write(g.chain, g.rules)
+				}
+			}
+			for i := range u.chains {
+				if u.chains[i].table == table {
+					write(u.chains[i].name, u.chains[i].rules)
+				}
+			}
+		}
+		b.WriteString("COMMIT\n")
+	}
+	return p.mustParse(b.String())
 }
 
 // fixedRules parses the fixed rules once, as they stand on a node where no one
@@ -45,25 +66,18 @@ func (p *program) fixedRules() *xtables.Ruleset {
 	p.fixed.once.Do(func() {
 		var b bytes.Buffer
 		p.writeRules(&b, nil, false)
-		rs, err := xtables.Parse(p.cfg.Family, b.String())
-		if err != nil {
-			panic("proxy/iptables: our own rules do not parse: " + err.Error())
-		}
-		p.fixed.parsed = rs
+		p.fixed.parsed = p.mustParse(b.String())
 	})
 	return p.fixed.parsed
 }
 
-func (p *program) parse(rules []string) []*xtables.Rule {
-	out := make([]*xtables.Rule, len(rules))
-	for i, text := range rules {
-		r, err := xtables.ParseRule(p.cfg.Family, text)
-		if err != nil {
-			panic("proxy/iptables: our own rule does not parse: " + err.Error())
-		}
-		out[i] = r
+// mustParse reads rules that we have written ourselves.
+func (p *program) mustParse(text string) *xtables.Ruleset {
+	rs, err := xtables.Parse(p.cfg.Family, text)
+	if err != nil {
+		panic("proxy/iptables: our own rules do not parse: " + err.Error())
 	}
-	return out
+	return rs
 }
 
 func (f *fixed) isShared(table, chain string) bool {

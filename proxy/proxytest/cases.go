@@ -138,13 +138,13 @@ func at(s string) netip.AddrPort {
 	return netip.MustParseAddrPort(Source(name).Addr().String() + ":" + port)
 }
 
-// services reads Services of the form
+// Services reads Services of the form
 //
 //	namespace/name:port proto clusterIP:port [key=value...] [endpoint[,condition...]...]
 //
 // Conditions are notready, terminating, dead (terminating and not serving),
 // and zone=NAME.
-func services(text string) *proxy.Snapshot {
+func Services(text string) *proxy.Snapshot {
 	s := &proxy.Snapshot{Node: Node()}
 	for l := range strings.Lines(text) {
 		f := strings.Fields(l)

@@ -8,7 +8,7 @@ import (
 
 // Cases is the table.
 func Cases() []Case {
-	table := services(`
+	table := Services(`
 		shop/web:http     tcp 10.96.0.10:80  nodeport=30080 a:8080 b:8080 c:8080
 		shop/one          tcp 10.96.0.11:80  c:8080
 		shop/none:http    tcp 10.96.0.12:80  nodeport=30081
@@ -91,7 +91,7 @@ func Cases() []Case {
 			outside tcp 192.0.2.1:30080 = forward shop/web:http NodePort a:8080 b:8080 masq=external overlay=1
 			pod     tcp 10.96.0.11:80   = forward shop/one ClusterIP c:8080
 		`)},
-		{"outside addresses", Setup{Snapshot: services(`
+		{"outside addresses", Setup{Snapshot: Services(`
 			shop/ext    tcp 10.96.1.10:80 external=198.51.100.5 a:8080 c:8080
 			shop/extno  tcp 10.96.1.11:80 external=198.51.100.6
 			shop/lb     tcp 10.96.1.12:80 nodeport=30090 lb=198.51.100.7 range=203.0.113.0/24 a:8080
@@ -105,7 +105,7 @@ func Cases() []Case {
 			elsewhere tcp 192.0.2.1:30090 = forward shop/lb NodePort a:8080 masq=external
 			elsewhere tcp 198.51.100.8:80 = forward shop/lbopen LoadBalancer a:8080 masq=external
 		`)},
-		{"local policies", Setup{Snapshot: services(`
+		{"local policies", Setup{Snapshot: Services(`
 			shop/here  tcp 10.96.2.10:80 policy=external nodeport=30070 a:8080 c:8080
 			shop/there tcp 10.96.2.11:80 policy=external nodeport=30071 c:8080
 			shop/near  tcp 10.96.2.12:80 policy=internal a:8080 c:8080
