@@ -1,0 +1,41 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kptrace/kptrace/exporters/relay"
+	"github.com/kptrace/kptrace/node"
+	"github.com/kptrace/kptrace/proxy/iptables"
+)
+
+func newCleanupCmd() *cobra.Command {
+	var f proxyFlags
+	cmd := &cobra.Command{
+		Use:   "cleanup",
+		Short: "Remove everything kptrace proxy left on this node, and nothing else",
+		Long: `Remove everything kptrace proxy left in this network namespace, and nothing else:
+the chains it writes (KUBE-* of kube-proxy and KPTRACE) with the jumps to them,
+and set back the sysctls it changed, if they are still as it made them. Chains
+that kubelet shares stay. Doing it twice does no harm.`,
+		Example: `  # After kill -9, or after SIGTERM, which leaves the rules on purpose
+  kptrace cleanup`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.socket == "" {
+				f.socket = relay.DefaultSocket()
+			}
+			backend := iptables.New(iptables.Config{Flavour: f.flavour})
+			if err := node.Cleanup(cmd.Context(), backend, filepath.Dir(f.socket)); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "kptrace's rules are gone and its sysctls set back")
+			return err
+		},
+	}
+	addBackendFlags(cmd, &f)
+	cmd.Flags().StringVar(&f.socket, "socket", "", "socket the proxy was started with; its folder holds what the sysctls were")
+	return cmd
+}

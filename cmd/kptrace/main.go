@@ -1,0 +1,116 @@
+// Command kptrace shows what Kubernetes service networking did with a packet,
+// and why. It contains a kube-proxy, the sources that watch the kernel, and
+// everything a person needs to ask what happened.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kptrace/kptrace/internal/netns"
+)
+
+// Exit codes, as every verb uses them.
+const (
+	exitError   = 1 // something went wrong
+	exitUsage   = 2 // the call was wrong
+	exitProblem = 3 // all went well, and a problem was found
+)
+
+func main() {
+	netns.Init() // does not return in the first process of a sandbox
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run is the whole program, so that tests can call it.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	root := newRootCmd()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var exit *exitCodeError
+	if errors.As(err, &exit) {
+		if exit.err != nil {
+			fmt.Fprintln(stderr, "kptrace:", exit.err)
+		}
+		return exit.code
+	}
+	if errors.Is(err, syscall.EPIPE) {
+		return 0 // whoever read us has seen enough
+	}
+	fmt.Fprintln(stderr, "kptrace:", err)
+	return exitError
+}
+
+// exitCodeError ends the program with a code of its own.
+type exitCodeError struct {
+	code int
+	err  error // nil where everything has been said
+}
+
+func (e *exitCodeError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitCodeError) Unwrap() error { return e.err }
+
+func usageErr(err error) error { return &exitCodeError{code: exitUsage, err: err} }
+
+func newRootCmd() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "kptrace",
+		Short: "Show what Kubernetes service networking did with a packet, and why",
+		Long: `kptrace shows exactly what Kubernetes service networking did with a packet, and
+why: which endpoint, by which rule, with what chance, was it affinity, was it
+retried, and what then happened.
+
+It contains a kube-proxy (kptrace proxy), a cluster in namespaces to try it on
+without root (kptrace lab), and the questions (follow, show, status).`,
+		Example: `  # A cluster on this machine, traffic, and one line per connection, for 15 s
+  kptrace lab run --for 15s
+
+  # What happens to connections to a Service, live
+  kptrace follow svc/foo -n shop
+
+  # Only what failed, everywhere, in the last ten minutes
+  kptrace follow -A --outcome failed --since 10m`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageErr(fmt.Errorf("unknown command %q%s; kptrace --help lists them", args[0], suggestion(cmd, args[0])))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageErr(fmt.Errorf("%w; see %s --help", err, cmd.CommandPath()))
+	})
+	root.AddCommand(newProxyCmd(), newCleanupCmd(), newVersionCmd())
+	return root
+}
+
+func suggestion(cmd *cobra.Command, word string) string {
+	if near := cmd.SuggestionsFor(word); len(near) > 0 {
+		return fmt.Sprintf(": did you mean %q?", near[0])
+	}
+	return ""
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kptrace/kptrace/exporters/relay"
+	"github.com/kptrace/kptrace/node"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/iptables"
+	"github.com/kptrace/kptrace/proxy/kube/manifests"
+)
+
+// proxyFlags are the flags of kptrace proxy and, in part, of cleanup.
+type proxyFlags struct {
+	manifests, node  string
+	mode, flavour    string
+	clusterCIDR      string
+	masqueradeAll    bool
+	masqueradeBit    int
+	takeOver         bool
+	trace            bool
+	group            uint16
+	socket           string
+	dryRun           bool
+	undo             string
+	verbose          bool
+	accounting       bool
+	historySuccesses int
+	historyFailures  int
+}
+
+func newProxyCmd() *cobra.Command {
+	var f proxyFlags
+	cmd := &cobra.Command{
+		Use:   "proxy",
+		Short: "Run the kube-proxy, with tracing in the same process",
+		Long: `Run the kube-proxy: program the kernel so that Services work on this node, and
+watch what the kernel does with their packets.
+
+State comes from a folder of ordinary Kubernetes YAML (Service, EndpointSlice,
+Pod, Node), which is watched: edit a file and the kernel follows.
+
+What it changes on the node: chains named KUBE-* and KPTRACE in iptables (mangle,
+nat, filter), and the sysctls that kptrace status lists. SIGTERM leaves the
+rules, as kube-proxy does, so that a restart interrupts nothing; Ctrl-C removes
+them and sets the sysctls back, if they are still as kptrace made them. After
+kill -9, the next start takes over, or kptrace cleanup undoes it by hand.`,
+		Example: `  # Program Services from a folder, trace, and serve kptrace follow
+  kptrace proxy --manifests ./state --node node1
+
+  # What would it program? Needs no root, works on any OS
+  kptrace proxy --manifests ./state --node node1 --dry-run
+
+  # The same without tracing rules: exactly what kube-proxy would program
+  kptrace proxy --manifests ./state --node node1 --trace=false --dry-run`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runProxy(cmd, f) },
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&f.manifests, "manifests", "", "folder of Kubernetes YAML to take state from")
+	fl.StringVar(&f.node, "node", "", "name of this node (default: the host's name)")
+	fl.StringVar(&f.mode, "mode", "iptables", "how to program the kernel: iptables")
+	addBackendFlags(cmd, &f)
+	fl.StringVar(&f.clusterCIDR, "cluster-cidr", "", "range of pod addresses; traffic to a Service from outside it is masqueraded")
+	fl.BoolVar(&f.masqueradeAll, "masquerade-all", false, "masquerade all traffic to Services")
+	fl.IntVar(&f.masqueradeBit, "iptables-masquerade-bit", 14, "bit of the packet mark for traffic to masquerade, 0 to 31")
+	fl.BoolVar(&f.takeOver, "take-over", false, "start although KUBE-* rules are live in the other iptables flavour, and remove them")
+	fl.BoolVar(&f.trace, "trace", true, "watch what the kernel does with Service packets")
+	fl.Uint16Var(&f.group, "nflog-group", 100, "NFLOG group for tracing; one that another program holds is never taken")
+	fl.StringVar(&f.socket, "socket", "", "Unix socket to answer follow, show and status on (default: "+relay.DefaultSocket()+")")
+	fl.BoolVar(&f.dryRun, "dry-run", false, "print what would be programmed, as iptables-restore takes it, and exit")
+	fl.StringVar(&f.undo, "undo-on-exit", "auto", "remove rules and set sysctls back at the end: always, never, or auto (on Ctrl-C, not on SIGTERM)")
+	fl.BoolVarP(&f.verbose, "verbose", "v", false, "log every sync")
+	fl.IntVar(&f.historyFailures, "history-failures", 10_000, "failed connections to keep")
+	fl.IntVar(&f.historySuccesses, "history-successes", 10_000, "other connections to keep")
+	return cmd
+}
+
+// addBackendFlags adds the flags that cleanup needs too.
+func addBackendFlags(cmd *cobra.Command, f *proxyFlags) {
+	cmd.Flags().StringVar(&f.flavour, "iptables-flavour", "auto", "auto, nft or legacy")
+	_ = cmd.RegisterFlagCompletionFunc("iptables-flavour", cobra.FixedCompletions([]string{"auto", "nft", "legacy"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func runProxy(cmd *cobra.Command, f proxyFlags) error {
+	mode, err := proxy.ParseMode(f.mode)
+	if err != nil {
+		return usageErr(err)
+	}
+	if mode != proxy.IPTables {
+		return usageErr(fmt.Errorf("mode %q is not in this release: use iptables", mode))
+	}
+	if f.manifests == "" {
+		return usageErr(errors.New("say where Services come from: --manifests DIR"))
+	}
+	if f.undo != "auto" && f.undo != "always" && f.undo != "never" {
+		return usageErr(fmt.Errorf("--undo-on-exit=%q: use auto, always or never", f.undo))
+	}
+	if f.node == "" {
+		if f.node, err = os.Hostname(); err != nil {
+			return fmt.Errorf("finding the host's name: %w: give it by --node", err)
+		}
+		f.node = strings.ToLower(f.node)
+	}
+	cfg, err := f.backendConfig()
+	if err != nil {
+		return usageErr(err)
+	}
+	level := slog.LevelInfo
+	if f.verbose {
+		level = slog.LevelDebug
+	}
+	logger := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+	backend := iptables.New(cfg)
+	watcher := manifests.New(manifests.Config{Dir: f.manifests, Node: f.node, Logger: logger})
+	if f.dryRun {
+		return dryRun(cmd, backend, watcher)
+	}
+	if f.socket == "" {
+		f.socket = relay.DefaultSocket()
+	}
+
+	// Ctrl-C is somebody at a terminal who wants it undone; SIGTERM is a
+	// restart, which must not interrupt anybody's traffic.
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	interrupt := make(chan os.Signal, 1)
+	signal.Notify(interrupt, os.Interrupt)
+	defer signal.Stop(interrupt)
+	var interrupted atomic.Bool
+	go func() {
+		select {
+		case <-interrupt:
+			interrupted.Store(true)
+			signal.Stop(interrupt) // a second one ends us at once
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	err = node.Run(ctx, node.Config{
+		Name: f.node, Version: version,
+		Backend: backend, State: watcher.Run,
+		Trace: f.trace, NFLogGroup: f.group, MasqueradeMark: 1 << f.masqueradeBit,
+		Socket: f.socket, HistoryFailures: f.historyFailures, HistorySuccesses: f.historySuccesses,
+		Undo:   func() bool { return f.undo == "always" || f.undo == "auto" && interrupted.Load() },
+		Logger: logger,
+	})
+	if errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("%w: programming the kernel needs root (CAP_NET_ADMIN); try it without root by kptrace lab", err)
+	}
+	return err
+}
+
+// backendConfig checks the flags that say what is programmed.
+func (f *proxyFlags) backendConfig() (iptables.Config, error) {
+	cfg := iptables.Config{
+		Flavour: f.flavour, TakeOver: f.takeOver,
+		Trace: f.trace, NFLogGroup: f.group,
+		MasqueradeAll: f.masqueradeAll, LocalhostNodePorts: true,
+	}
+	if f.masqueradeBit < 0 || f.masqueradeBit > 31 {
+		return cfg, fmt.Errorf("--iptables-masquerade-bit=%d is not within 0 to 31", f.masqueradeBit)
+	}
+	if f.clusterCIDR != "" {
+		p, err := netip.ParsePrefix(f.clusterCIDR)
+		if err != nil {
+			return cfg, fmt.Errorf("--cluster-cidr=%q is not a CIDR such as 10.244.0.0/16", f.clusterCIDR)
+		}
+		cfg.ClusterCIDRs = []netip.Prefix{p}
+	}
+	cfg.MasqueradeMark = 1 << f.masqueradeBit
+	return cfg, nil
+}
+
+func dryRun(cmd *cobra.Command, backend proxy.Backend, watcher *manifests.Watcher) error {
+	snap, err := watcher.Load()
+	if err != nil {
+		return err
+	}
+	program := backend.Render(snap, proxy.Overlay{})
+	problems := append(snap.Problems, program.Problems()...)
+	for _, p := range problems {
+		fmt.Fprintln(cmd.ErrOrStderr(), "problem:", p.Error())
+	}
+	if _, err := fmt.Fprint(cmd.OutOrStdout(), program.Text()); err != nil {
+		return err
+	}
+	if len(problems) > 0 {
+		return &exitCodeError{code: exitProblem}
+	}
+	return nil
+}

@@ -1,0 +1,177 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kptrace/kptrace/exporters/relay"
+	"github.com/kptrace/kptrace/proxy"
+)
+
+// listenPatience is how long the proxy waits for the tracer before it
+// programs anything: a moment, because connections that are made earlier have
+// no decision to show, and no longer, because Services come first.
+const listenPatience = 2 * time.Second
+
+// relayAgain is the wait before a relay that could not listen tries again.
+const relayAgain = 5 * time.Second
+
+// undoPatience bounds the removal of rules at the end.
+const undoPatience = 30 * time.Second
+
+// node is one running node.
+type node struct {
+	cfg     Config
+	owner   *owner
+	syncer  *proxy.Syncer
+	tracer  *tracer // nil without tracing
+	started time.Time
+	variant string
+	reason  string
+}
+
+// Run runs one node until ctx ends, which is no error. It fails at once if
+// another kptrace owns this network namespace, if the backend cannot run here,
+// or if there is no state to start from.
+func Run(ctx context.Context, cfg Config) error {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.StateDir == "" {
+		cfg.StateDir = filepath.Dir(cfg.Socket)
+	}
+	own, err := own(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer own.release()
+	n := &node{cfg: cfg, owner: own, started: time.Now()}
+	n.syncer = proxy.NewSyncer(proxy.SyncerConfig{Backend: cfg.Backend, Logger: cfg.Logger})
+	if err := n.preflight(ctx); err != nil {
+		return err
+	}
+	if err := n.sysctls(); err != nil {
+		return err
+	}
+	if cfg.Trace {
+		n.tracer = newTracer(cfg, n.syncer.Views)
+	}
+	err = n.run(ctx)
+	if cfg.Undo != nil && cfg.Undo() {
+		err = errors.Join(err, n.undo(ctx))
+	}
+	return err
+}
+
+func (n *node) preflight(ctx context.Context) error {
+	p, ok := n.cfg.Backend.(Preflighter)
+	if !ok {
+		return nil
+	}
+	var err error
+	if n.variant, n.reason, err = p.Preflight(ctx); err != nil {
+		return err
+	}
+	n.cfg.Logger.Info("using "+string(n.cfg.Backend.Mode())+" proxy mode", "variant", n.variant, "because", n.reason)
+	return nil
+}
+
+// sysctls makes the settings Services and tracing need. Tracing does without
+// those it cannot have; status says which.
+func (n *node) sysctls() error {
+	if err := n.owner.set("net/ipv4/conf/all/route_localnet", "1"); err != nil {
+		return fmt.Errorf("%w: NodePorts on 127.0.0.1 need it", err)
+	}
+	if !n.cfg.Trace {
+		return nil
+	}
+	for _, name := range []string{"nf_conntrack_acct", "nf_conntrack_timestamp"} {
+		if err := n.owner.set("net/netfilter/"+name, "1"); err != nil {
+			n.cfg.Logger.Warn("tracing without bytes or kernel times", "err", err)
+		}
+	}
+	return nil
+}
+
+func (n *node) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	listening := make(chan struct{})
+	if n.tracer == nil {
+		close(listening)
+	} else {
+		var once sync.Once
+		g.Go(func() error {
+			n.tracer.run(ctx, func() { once.Do(func() { close(listening) }) })
+			return nil
+		})
+		g.Go(func() error {
+			n.answer(ctx)
+			return nil
+		})
+	}
+	g.Go(func() error {
+		select {
+		case <-listening:
+		case <-time.After(listenPatience):
+			n.cfg.Logger.Warn("the tracer is not ready; programming Services without it")
+		case <-ctx.Done():
+			return nil
+		}
+		return n.syncer.Run(ctx)
+	})
+	g.Go(func() error {
+		return n.cfg.State(ctx, func(s *proxy.Snapshot) {
+			for _, p := range s.Problems {
+				n.cfg.Logger.Error("problem: " + p.Error())
+			}
+			n.syncer.Set(s)
+		})
+	})
+	return g.Wait()
+}
+
+// answer serves questions until ctx ends. Services do not depend on it: what
+// goes wrong is said and tried again.
+func (n *node) answer(ctx context.Context) {
+	for {
+		err := guard(func() error { return relay.NewServer(n.relayConfig()).Run(ctx, n.cfg.Socket) })()
+		if ctx.Err() != nil {
+			return
+		}
+		n.cfg.Logger.Error("nobody can ask this node; Services are not affected; trying again", "in", relayAgain, "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(relayAgain):
+		}
+	}
+}
+
+// undo removes what this node changed.
+func (n *node) undo(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+	defer cancel()
+	err := errors.Join(n.cfg.Backend.Cleanup(ctx), n.owner.restore())
+	if err != nil {
+		return fmt.Errorf("node: not everything could be undone, run kptrace cleanup: %w", err)
+	}
+	n.cfg.Logger.Info("rules removed, sysctls set back")
+	return nil
+}
+
+// Cleanup undoes what a node that is gone left in this network namespace.
+func Cleanup(ctx context.Context, backend proxy.Backend, stateDir string) error {
+	own, err := own(stateDir)
+	if err != nil {
+		return err
+	}
+	defer own.release()
+	return errors.Join(backend.Cleanup(ctx), own.restore())
+}

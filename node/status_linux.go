@@ -1,0 +1,92 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/kptrace/kptrace/exporters/relay"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/correlate"
+)
+
+// relayConfig connects the relay with what it is asked about.
+func (n *node) relayConfig() relay.Config {
+	return relay.Config{
+		Ring: n.tracer.ring, History: n.tracer.history, View: n.view, Status: n.status,
+		Live: func(f func(*trace.Flow) bool) {
+			err := n.tracer.do(context.Background(), func(c *correlate.Correlator) { c.Flows(f) })
+			if err != nil {
+				n.cfg.Logger.Warn("open connections cannot be listed", "err", err)
+			}
+		},
+		Watching: func(delta int) { n.tracer.watchers.Add(int64(delta)) },
+		Logger:   n.cfg.Logger,
+	}
+}
+
+// view returns the newest generation that the kernel has taken, so that nobody
+// is told of a state before it is there; nil before the first.
+func (n *node) view() *proxy.View {
+	for _, v := range n.syncer.Views() {
+		if !v.Done.IsZero() {
+			return v
+		}
+	}
+	return nil
+}
+
+// status says what this node is and does at the moment.
+func (n *node) status() relay.Status {
+	s := relay.Status{
+		Version: n.cfg.Version, Node: n.cfg.Name, Mode: n.cfg.Backend.Mode(),
+		Flavour: n.variant, FlavourReason: n.reason,
+		PID: os.Getpid(), Started: n.started,
+		Ring: n.tracer.ring.Stats(), History: n.tracer.history.Stats(),
+		Losses: n.tracer.losses.all(), Groups: []uint16{n.cfg.NFLogGroup},
+		Sysctls: n.owner.changed(),
+		Blind: []string{
+			"connections that do not go through a Service address",
+			"what happens on other nodes",
+		},
+	}
+	sync := n.syncer.Stats()
+	s.Synced = sync.LastEnd
+	if sync.LastError != nil {
+		s.SyncError = sync.LastError.Error()
+	}
+	if v := n.view(); v != nil {
+		s.Rules = len(v.Program.Index())
+		s.Services = len(v.Snapshot.Services)
+		for i := range v.Snapshot.Services {
+			s.Endpoints += len(v.Snapshot.Services[i].Endpoints)
+		}
+		s.Problems = append(append(s.Problems, v.Snapshot.Problems...), v.Program.Problems()...)
+		s.Skipped = v.Snapshot.Skipped
+	}
+	if n.tracer.restarts.Load() > 0 {
+		s.Blind = append(s.Blind, fmt.Sprintf("what happened while the tracer was down: it failed %d times, last with: %v",
+			n.tracer.restarts.Load(), *n.tracer.failed.Load()))
+	}
+	if live := n.tracer.live.Load(); live != nil {
+		for _, src := range live.sources {
+			s.Sources = append(s.Sources, src.Stats())
+		}
+		st := live.stats()
+		s.Table = relay.TableStats{Open: st.Open, Max: maxFlows, Evicted: st.Evicted}
+	}
+	s.ConntrackEntries = number("net/netfilter/nf_conntrack_count")
+	s.ConntrackLimit = number("net/netfilter/nf_conntrack_max")
+	return s
+}
+
+func number(sysctl string) int {
+	text, err := readSysctl(sysctl)
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.Atoi(text)
+	return n
+}

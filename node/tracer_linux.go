@@ -1,0 +1,232 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/correlate"
+	"github.com/kptrace/kptrace/trace/source/ctevent"
+	"github.com/kptrace/kptrace/trace/source/nflog"
+)
+
+const (
+	// queueBatches bounds what may wait between the sources and the
+	// correlator; a batch is what one receive brought.
+	queueBatches = 512
+	// maxFlows bounds the connections the correlator knows at once.
+	maxFlows = 1 << 16
+	// tickEvery is how often timers are looked at and losses collected.
+	tickEvery = 50 * time.Millisecond
+	// restartAfter is the wait before a tracer that failed starts again. It
+	// doubles up to restartMost while the tracer keeps failing early.
+	restartAfter = time.Second
+	restartMost  = 30 * time.Second
+)
+
+// tracer joins the sources, the correlator and what keeps its Flows. It starts
+// again when it fails; ring and history outlive that.
+type tracer struct {
+	cfg     Config
+	views   func() []*proxy.View
+	ring    *trace.Ring
+	history *trace.History
+	logger  *slog.Logger
+
+	queue chan *batch
+	pool  sync.Pool
+	calls chan func(*correlate.Correlator)
+	asks  chan conntrack.Tuple
+
+	losses   lossBox
+	watchers atomic.Int64 // followers at the moment
+	restarts atomic.Uint64
+	failed   atomic.Pointer[error] // what ended the last life, nil in the first
+	live     atomic.Pointer[session]
+
+	// The correlator's allowance of questions.
+	tokens   float64
+	refilled time.Time
+}
+
+// session is what one start of the tracer made.
+type session struct {
+	sources []trace.Source
+	stats   func() correlate.Stats
+}
+
+// batch is the events of one Frame.
+type batch struct{ events []trace.Event }
+
+func newTracer(cfg Config, views func() []*proxy.View) *tracer {
+	t := &tracer{
+		cfg: cfg, views: views, logger: cfg.Logger,
+		ring: trace.NewRing(1 << 14),
+		history: trace.NewHistory(trace.HistoryConfig{
+			Failures: cfg.HistoryFailures, Successes: cfg.HistorySuccesses,
+		}),
+		queue: make(chan *batch, queueBatches),
+		calls: make(chan func(*correlate.Correlator)),
+		asks:  make(chan conntrack.Tuple, 1024),
+	}
+	t.pool.New = func() any { return new(batch) }
+	return t
+}
+
+// run traces until ctx ends. It calls ready once the sources listen, or failed
+// to; the proxy waits for that, so that no connection made under its rules is
+// missed.
+func (t *tracer) run(ctx context.Context, ready func()) {
+	wait := restartAfter
+	for {
+		began := time.Now()
+		err := t.once(ctx, ready)
+		ready()
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > restartMost {
+			wait = restartAfter
+		}
+		t.restarts.Add(1)
+		t.failed.Store(&err)
+		t.logger.Error("tracing failed; Services are not affected; starting again", "in", wait, "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, restartMost)
+	}
+}
+
+// once is one life of the tracer. It ends with ctx or the first failure.
+func (t *tracer) once(ctx context.Context, ready func()) error {
+	log := nflog.New(nflog.Config{Group: t.cfg.NFLogGroup, Lookup: t.lookup, OnLoss: t.losses.add})
+	ct := ctevent.New(ctevent.Config{OnLoss: t.losses.add})
+	c := correlate.New(correlate.Config{
+		Node: t.cfg.Name, Views: t.views, Emit: t.emit, Ask: t.ask,
+		MasqueradeMark: t.cfg.MasqueradeMark, MaxFlows: maxFlows,
+	})
+	t.live.Store(&session{sources: []trace.Source{log, ct}, stats: c.Stats})
+
+	g, ctx := errgroup.WithContext(ctx)
+	var listening sync.WaitGroup
+	start := func(src trace.Source, dec trace.Decoder) {
+		listening.Add(1)
+		var once sync.Once
+		g.Go(guard(func() error {
+			defer once.Do(listening.Done)
+			return src.Run(ctx, func() { once.Do(listening.Done) }, func(f trace.Frame) { t.enqueue(dec, f) })
+		}))
+	}
+	start(log, log.Decoder())
+	start(ct, ct.Decoder())
+	g.Go(guard(func() error { return t.correlate(ctx, c) }))
+	g.Go(guard(func() error {
+		listening.Wait()
+		ready()
+		return t.askKernel(ctx)
+	}))
+	return g.Wait()
+}
+
+// guard turns a panic into an error, so that a fault in tracing is a restart
+// of the tracer and nothing more.
+func guard(f func() error) func() error {
+	return func() (err error) {
+		defer func() {
+			if v := recover(); v != nil {
+				err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+			}
+		}()
+		return f()
+	}
+}
+
+// lookup finds the rule of an NFLOG prefix in the generations at hand.
+func (t *tracer) lookup(prefix []byte) *proxy.Rule {
+	for _, v := range t.views() {
+		if r := v.Program.Index().Lookup(prefix); r != nil {
+			return r
+		}
+	}
+	return nil
+}
+
+// enqueue decodes a frame and hands its events on. It never waits: what finds
+// no room is dropped and counted.
+func (t *tracer) enqueue(dec trace.Decoder, f trace.Frame) {
+	b := t.pool.Get().(*batch)
+	b.events = dec.Decode(f, b.events[:0])
+	if len(b.events) == 0 {
+		t.pool.Put(b)
+		return
+	}
+	select {
+	case t.queue <- b:
+	default:
+		t.losses.add(trace.Loss{
+			Source: f.Source, Where: "queue", Events: uint64(len(b.events)),
+			From: f.Time - int64(reportDelay), To: f.Time,
+		})
+		t.pool.Put(b)
+	}
+}
+
+// correlate is the only goroutine that touches c.
+func (t *tracer) correlate(ctx context.Context, c *correlate.Correlator) error {
+	tick := time.NewTicker(tickEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case b := <-t.queue:
+			if t.cfg.inject != nil {
+				t.cfg.inject()
+			}
+			for i := range b.events {
+				c.Handle(&b.events[i])
+			}
+			t.pool.Put(b)
+		case f := <-t.calls:
+			f(c)
+		case now := <-tick.C:
+			for _, l := range t.losses.take() {
+				c.Lost(l)
+				t.ring.PublishLoss(l)
+			}
+			c.Advance(now)
+		}
+	}
+}
+
+// emit keeps and passes on an update.
+func (t *tracer) emit(f *trace.Flow) {
+	t.history.Put(f)
+	t.ring.Publish(f)
+}
+
+// do runs f on the correlator, if one is there and not stalled.
+func (t *tracer) do(ctx context.Context, f func(*correlate.Correlator)) error {
+	done := make(chan struct{})
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	select {
+	case t.calls <- func(c *correlate.Correlator) { defer close(done); f(c) }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("node: the tracer does not answer: %w", ctx.Err())
+	}
+}
