@@ -81,10 +81,18 @@ func (e *extension) order(opts []Opt) []Opt {
 	return opts
 }
 
+// quote decides which arguments are printed in quotes: strings of known options
+// as iptables-save does, those of unknown ones as they were written, and whatever
+// would not be read back as it is.
 func (e *extension) quote(opts []Opt) {
 	for i := range opts {
-		if s, ok := e.option(opts[i].Name); ok {
-			opts[i].Quoted = s.plain && len(opts[i].Values) == 1 && !isPlain(opts[i].Values[0])
+		o := &opts[i]
+		if s, ok := e.option(o.Name); ok {
+			o.Quoted = s.plain && len(o.Values) == 1 && !isPlain(o.Values[0])
+			continue
+		}
+		for _, v := range o.Values {
+			o.Quoted = o.Quoted || needsQuotes(v) || token{text: v}.isOption()
 		}
 	}
 }
@@ -246,12 +254,18 @@ func canonReject(f Family, opts []Opt) []Opt {
 	return eachValue("reject-with", func(s string) string { return rejectName(f, s) })(f, opts)
 }
 
-func canonXmark(_ Family, opts []Opt) []Opt {
-	for i := range opts {
-		o := &opts[i]
-		kind := o.Name
+// xmark turns any option that sets a mark into --set-xmark.
+func (o *Opt) xmark() {
+	switch kind := o.Name; kind {
+	case "set-xmark", "set-mark", "and-mark", "or-mark", "xor-mark":
 		o.set(func(s string) string { return xmarkText(kind, s) })
 		o.Name = "set-xmark"
+	}
+}
+
+func canonXmark(_ Family, opts []Opt) []Opt {
+	for i := range opts {
+		opts[i].xmark()
 	}
 	return opts
 }
@@ -260,19 +274,17 @@ func canonConnmark(_ Family, opts []Opt) []Opt {
 	copying := false
 	var out []Opt
 	for _, o := range opts {
-		kind := o.Name
-		switch kind {
+		switch o.Name {
 		case "save-mark", "restore-mark":
 			copying = true
 		case "nfmask", "ctmask":
-			o.set(func(s string) string { return hexText(s) })
+			o.set(hexText)
 		case "mask":
-			o.set(func(s string) string { return hexText(s) })
+			o.set(hexText)
 			out = append(out, Opt{Name: "nfmask", Values: o.Values})
 			o.Name = "ctmask"
 		default:
-			o.set(func(s string) string { return xmarkText(kind, s) })
-			o.Name = "set-xmark"
+			o.xmark()
 		}
 		out = append(out, o)
 	}

@@ -41,12 +41,18 @@ func (t *Tools) Survey(ctx context.Context, fl Flavour, fa Family) (Survey, erro
 		return Survey{}, fmt.Errorf("xtables: reading %s: %w", Program(fl, fa, "save"), err)
 	}
 	s := Survey{Rules: rs.Rules(), Live: LiveKube(rs)}
-	for _, name := range []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"} {
+	s.Hints = hints(rs)
+	return s, nil
+}
+
+func hints(rs *Ruleset) []string {
+	var found []string
+	for _, name := range [...]string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"} {
 		if rs.Chain("mangle", name) != nil {
-			s.Hints = append(s.Hints, name)
+			found = append(found, name)
 		}
 	}
-	return s, nil
+	return found
 }
 
 // Detect tells which flavour this node uses, as kubernetes-sigs/iptables-wrappers
@@ -54,6 +60,15 @@ func (t *Tools) Survey(ctx context.Context, fl Flavour, fa Family) (Survey, erro
 // flavour with more rules; else what the program "iptables" is; else nft. The
 // reason is for people. It is an error if neither flavour is installed.
 func (t *Tools) Detect(ctx context.Context) (Flavour, string, error) {
+	// First the table mangle of nft alone, where the answer mostly is: all
+	// tables of a large cluster take seconds.
+	for _, fa := range []Family{IPv4, IPv6} {
+		if rs, err := t.Save(ctx, NFT, fa, "mangle", false); err == nil {
+			if found := hints(rs); len(found) > 0 {
+				return NFT, hintReason(found[0], NFT, fa), nil
+			}
+		}
+	}
 	var rules [2]int
 	var installed [2]bool
 	var missing []error
@@ -72,7 +87,7 @@ func (t *Tools) Detect(ctx context.Context) (Flavour, string, error) {
 				return 0, "", err
 			}
 			if len(s.Hints) > 0 {
-				return fl, fmt.Sprintf("kubelet's chain %s is in %s (%v)", s.Hints[0], fl, fa), nil
+				return fl, hintReason(s.Hints[0], fl, fa), nil
 			}
 			rules[fl] += s.Rules
 		}
@@ -92,6 +107,10 @@ func (t *Tools) Detect(ctx context.Context) (Flavour, string, error) {
 		return more, fmt.Sprintf("%s has %d rules, %s has %d", more, rules[more], more.Other(), rules[more.Other()]), nil
 	}
 	return t.alternative(ctx)
+}
+
+func hintReason(chain string, fl Flavour, fa Family) string {
+	return fmt.Sprintf("kubelet's chain %s is in %s (%v)", chain, fl, fa)
 }
 
 // alternative tells which flavour the program "iptables" is.

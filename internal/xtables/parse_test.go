@@ -9,6 +9,8 @@ import (
 func FuzzParse(f *testing.F) {
 	f.Add(upstreamRestore, false)
 	f.Add("*nat\n:PREROUTING ACCEPT [1:2]\n-I PREROUTING 1 -m foo --bar -5 \"x y\" ! --baz -j QUX --a=b\nCOMMIT\n", true)
+	f.Add(kubeNode, false)
+	f.Add("*filter\n-A FORWARD -m x -j A\n-A A -m statistic --mode nth --every 2 -j FORWARD\n-A FORWARD -g A\n", false)
 	f.Add("*filter\n-A A -s ::1,1::2 -j -x\n-N B\n-E B C\n-D C 1\n[1:2] -A C -c 1 2 --syn -p tcp\n-X\n", true)
 	f.Fuzz(func(t *testing.T, text string, six bool) {
 		family := IPv4
@@ -37,6 +39,11 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 		GuessFamily(text)
+		LiveKube(rs)
+		leaves := NewWalker(rs).Walk(syn("10.0.0.1:1", "172.30.0.41:80"), Received(), Oracles{})
+		if len(leaves) == 0 {
+			t.Fatal("a packet vanished")
+		}
 	})
 }
 

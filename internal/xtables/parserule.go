@@ -115,11 +115,6 @@ func (rp *ruleParser) option(toks []token, not bool, s *slab) (int, error) {
 	for i, a := range args {
 		o.Values[i] = a.text
 		o.Quoted = o.Quoted || a.quoted
-		// A bare value that could be taken for an option must come back
-		// quoted, where the number of values is not known.
-		if !known && (token{text: a.text}).isOption() {
-			o.Quoted = true
-		}
 	}
 	m.opts = append(m.opts, o)
 	if inline {
@@ -278,8 +273,49 @@ func (rp *ruleParser) current() *module {
 	return &rp.matches[len(rp.matches)-1]
 }
 
+// early returns an option that stands before the -m, -j or -p that it belongs
+// to, as iptables refuses it.
+func (rp *ruleParser) early() (string, bool) {
+	implied := matchExtensions[protoMatch(rp.rule.Proto.Name)]
+	if rp.rule.Proto.Not {
+		implied = nil
+	}
+	misplaced := func(m *module) (string, bool) {
+		for i := range m.opts {
+			name := m.opts[i].Name
+			if _, own := m.ext.option(name); own {
+				continue
+			}
+			_, other := implied.option(name)
+			if _, ok := rp.target.ext.option(name); ok {
+				other = true
+			}
+			for j := range rp.matches {
+				_, ok := rp.matches[j].ext.option(name)
+				other = other || ok
+			}
+			if other {
+				return name, true
+			}
+		}
+		return "", false
+	}
+	for i := range rp.matches {
+		if rp.matches[i].ext == nil {
+			continue // it owns whatever follows it
+		}
+		if name, bad := misplaced(&rp.matches[i]); bad {
+			return name, true
+		}
+	}
+	return misplaced(&rp.target)
+}
+
 // finish makes the rule of what was collected.
 func (rp *ruleParser) finish(s *slab) ([]*Rule, error) {
+	if name, bad := rp.early(); bad {
+		return nil, fmt.Errorf("--%s before what it belongs to", name)
+	}
 	r := s.rule()
 	*r = rp.rule
 	r.Target = rp.target.name
@@ -308,47 +344,4 @@ func (rp *ruleParser) finish(s *slab) ([]*Rule, error) {
 		}
 	}
 	return rules, nil
-}
-
-// slab hands out pieces of large allocations, so that 200,000 rules are some
-// hundred allocations and not a million.
-type slab struct {
-	ruleBuf  []Rule
-	matchBuf []Match
-	optBuf   []Opt
-	strBuf   []string
-	out      []*Rule
-}
-
-const slabSize = 512
-
-func (s *slab) rule() *Rule {
-	if len(s.ruleBuf) == 0 {
-		s.ruleBuf = make([]Rule, slabSize/4)
-	}
-	r := &s.ruleBuf[0]
-	s.ruleBuf = s.ruleBuf[1:]
-	return r
-}
-
-func (s *slab) matches(n int) []Match { return carve(&s.matchBuf, n) }
-
-func (s *slab) values(n int) []string { return carve(&s.strBuf, n) }
-
-func (s *slab) options(from []Opt) []Opt {
-	opts := carve(&s.optBuf, len(from))
-	copy(opts, from)
-	return opts
-}
-
-func carve[T any](buf *[]T, n int) []T {
-	if n == 0 {
-		return nil
-	}
-	if len(*buf) < n {
-		*buf = make([]T, max(slabSize, n))
-	}
-	out := (*buf)[:n:n]
-	*buf = (*buf)[n:]
-	return out
 }

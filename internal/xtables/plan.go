@@ -7,8 +7,9 @@ import (
 )
 
 // Unit is a group of lines for one table that are committed together or not at
-// all. A unit may name chains that it makes itself, or that units before it in
-// the plan make.
+// all, so it should be small: in a user namespace iptables-nft refuses one of more
+// than about 300 rules. A unit may name chains that it makes itself, or that units
+// before it in the plan make.
 type Unit struct {
 	// Table is the table the lines are for.
 	Table string
@@ -28,8 +29,10 @@ func (u *Unit) bytes() int {
 	return n
 }
 
-// Phase is a set of units that may be committed together. All of a phase is in
-// the kernel before the next one begins.
+// Phase is a list of units that may be committed together, in their order. All
+// of a phase is in the kernel before the next one begins. A chain belongs to one
+// unit of a phase: two that declare it, or one that declares and one that deletes
+// it, would undo each other depending on how they are packed.
 type Phase struct {
 	Name  string
 	Units []Unit

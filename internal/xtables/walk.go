@@ -94,8 +94,9 @@ type Walker struct {
 const (
 	maxDepth       = 64
 	maxAssumptions = 6
-	maxSteps       = 1 << 14
+	maxSteps       = 1 << 12 // of one way
 	maxLeaves      = 1 << 14
+	maxWork        = 1 << 20 // steps made and copied, of all ways
 )
 
 // NewWalker prepares a walker; rs must not change any more.
@@ -114,7 +115,9 @@ func NewWalker(rs *Ruleset) *Walker {
 // Walk sends a packet through stations in order and returns all the ways it can
 // go, in the order of the rules that decide. The chains of nat are for packets
 // in state NEW only, as in the kernel; for others the caller gives the packet as
-// it is after translation. A walk is bounded: what exceeds the bounds is Lost.
+// it is after translation. A walk is bounded, for a dump may loop or double
+// without end: what exceeds the bounds is Lost, of such leaves only the last step
+// is kept.
 func (w *Walker) Walk(p Packet, stations []Station, o Oracles) []Leaf {
 	if !p.OrigDst.IsValid() {
 		p.OrigSrc, p.OrigDst = netip.AddrPortFrom(p.Src, p.SPort), netip.AddrPortFrom(p.Dst, p.DPort)
@@ -129,6 +132,7 @@ type walking struct {
 	o        *Oracles
 	stations []Station
 	leaves   []Leaf
+	work     int
 }
 
 // branch is one way under way.
@@ -186,7 +190,7 @@ func (x *walking) run(b *branch) {
 		if out.p == 0 {
 			continue
 		}
-		if b.steps != nil && b.steps.n >= maxSteps || len(x.leaves) >= maxLeaves {
+		if b.steps != nil && b.steps.n >= maxSteps || len(x.leaves) >= maxLeaves || x.work >= maxWork {
 			x.step(b, f.chain, i, r, EffectUnknown, 1, "the walk is too long")
 			x.leaf(b, Lost, "")
 			return
@@ -302,15 +306,20 @@ func (x *walking) step(b *branch, c *Chain, i int, r *Rule, effect string, prob 
 		n.n += b.steps.n
 	}
 	b.steps = n
+	x.work++
 	return &n.step
 }
 
 func (x *walking) leaf(b *branch, v Verdict, rejectWith string) {
 	l := Leaf{Probability: b.prob, Assumptions: b.assumed, Packet: b.p, Verdict: v, RejectWith: rejectWith}
-	if b.steps != nil {
-		l.Steps = make([]Step, b.steps.n)
-		for n := b.steps; n != nil; n = n.prev {
-			l.Steps[n.n-1] = n.step
+	if last := b.steps; last != nil {
+		if x.work += last.n; x.work > maxWork { // the end of the way at least
+			l.Steps = []Step{last.step}
+		} else {
+			l.Steps = make([]Step, last.n)
+			for n := last; n != nil; n = n.prev {
+				l.Steps[n.n-1] = n.step
+			}
 		}
 	}
 	x.leaves = append(x.leaves, l)

@@ -1,0 +1,61 @@
+package xtables
+
+import (
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// failure is what iptables-restore said when it refused a text.
+type failure struct {
+	stderr  string
+	line    int // 0 if not said
+	tooLong bool
+}
+
+var lineNumber = regexp.MustCompile(`(?:line:? )(\d+)(?:[ :\n]|$)`)
+
+func newFailure(stderr string) *failure {
+	f := &failure{stderr: strings.TrimSpace(stderr)}
+	if m := lineNumber.FindStringSubmatch(stderr); m != nil {
+		f.line, _ = strconv.Atoi(m[1])
+	}
+	f.tooLong = strings.Contains(stderr, "Message too long") || strings.Contains(stderr, "No buffer space available")
+	return f
+}
+
+// block returns the index of the block the failure is in, given the first lines
+// of all, or -1.
+func (f *failure) block(lines []int) int {
+	if len(lines) == 1 {
+		return 0
+	}
+	if f.line == 0 {
+		return -1
+	}
+	i := len(lines) - 1
+	for i > 0 && lines[i] > f.line {
+		i--
+	}
+	return i
+}
+
+// unitLine returns the line of a unit that stood alone in its block, or "".
+func (f *failure) unitLine(u *Unit, first int) string {
+	if len(u.Lines) == 1 {
+		return u.Lines[0]
+	}
+	n := f.line - first // 1 is the first of the unit
+	ordered := make([]string, 0, len(u.Lines))
+	for pass := range 2 {
+		for _, l := range u.Lines {
+			if strings.HasPrefix(l, ":") == (pass == 0) {
+				ordered = append(ordered, l)
+			}
+		}
+	}
+	if n >= 1 && n <= len(ordered) {
+		return ordered[n-1]
+	}
+	return ""
+}
