@@ -31,7 +31,7 @@ const (
 	// mostGrow bounds how wide a column gets by what is seen.
 	mostGrow = 48
 	// leastResult is what the last column gets at least.
-	leastResult = 24
+	leastResult = 36
 )
 
 func newTable(wide bool, loc *time.Location) *table {

@@ -181,8 +181,12 @@ func (r *renderer) explain() {
 			}
 		}
 	}
-	if len(blind) > 0 {
-		lines = append(lines, "  not visible here: "+clean(strings.Join(blind, "; ")))
+	for i, b := range blind {
+		intro := "  not visible here: "
+		if i > 0 {
+			intro = strings.Repeat(" ", len(intro))
+		}
+		lines = append(lines, intro+clean(b))
 	}
 	for i := range lines {
 		lines[i] = r.dim(lines[i])
