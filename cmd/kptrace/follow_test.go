@@ -232,7 +232,7 @@ func TestFollowSeveralNodesAndWait(t *testing.T) {
 	time.Sleep(100 * time.Millisecond)
 	cancel()
 	got := <-done
-	for _, want := range []string{"waiting for a kptrace to start", "iptables on node1", "1 of 1 endpoint ready", "refused by endpoint", "1 connection, 1 failed"} {
+	for _, want := range []string{"waiting for a kptrace to start", "iptables on node1", "history since", "1 of 1 endpoint ready", "refused by endpoint", "1 connection, 1 failed"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is not in:\n%s", want, got)
 		}

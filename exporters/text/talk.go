@@ -44,6 +44,7 @@ const scopeServices = 4
 
 // scope is the first lines: what is followed, where, since when.
 func (r *renderer) scope() []string {
+	slices.SortFunc(r.headers, func(a, b *trace.Header) int { return strings.Compare(a.Node, b.Node) })
 	var nodes []string
 	modes := make(map[string]bool)
 	var services []trace.ServiceInfo
