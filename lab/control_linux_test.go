@@ -114,6 +114,25 @@ func TestExec(t *testing.T) {
 	}
 }
 
+// Programs in the lab find Services, pods and nodes by name; outside nothing
+// changes.
+func TestNames(t *testing.T) {
+	before, err := os.ReadFile("/etc/hosts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sockets := t.TempDir()
+	launch(t, sockets)
+	for _, tt := range [][2]string{{"foo.shop.svc.cluster.local", "10.96.0.10"}, {"foo.shop", "10.96.0.10"}, {"node2", "172.18.0.12"}, {"near.shop.pod", "10.244.1.2"}} {
+		if code, out, err := run(t, sockets, "pod/shop/web", "", "getent", "hosts", tt[0]); code != 0 || err != nil || !strings.HasPrefix(out, tt[1]+" ") {
+			t.Errorf("%s is %q (%d, %v), want %s", tt[0], out, code, err, tt[1])
+		}
+	}
+	if after, err := os.ReadFile("/etc/hosts"); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("names leak out of the lab: %v\n%s", err, after)
+	}
+}
+
 // A program ends with whoever asked for it, and their signals reach all of
 // its group.
 func TestExecSignals(t *testing.T) {

@@ -28,6 +28,7 @@ type Lab struct {
 	world    *world
 	started  time.Time
 	lock     *os.File
+	unname   func() // nil if Services have no names here
 
 	nodesMu sync.Mutex
 	nodes   map[string]*exec.Process
@@ -91,6 +92,10 @@ func (l *Lab) start(ctx context.Context) error {
 	}
 	if l.world, err = build(topology); err != nil {
 		return err
+	}
+	if l.unname, err = l.nameServices(); err != nil {
+		// Addresses do as well; a host without /etc/hosts is no reason to fail.
+		l.cfg.Logger.Warn("programs in the lab will not find Services by name", "err", err)
 	}
 	for i := range l.cluster.Pods {
 		p := &pod{lab: l, Pod: &l.cluster.Pods[i], space: l.world.spaces[PodSpace(l.cluster.Pods[i].Namespace, l.cluster.Pods[i].Name)]}
@@ -274,6 +279,9 @@ func (l *Lab) Close() {
 		l.watchers.Wait()
 		if l.world != nil {
 			l.world.close()
+		}
+		if l.unname != nil {
+			l.unname()
 		}
 		if l.lock != nil {
 			l.lock.Close()

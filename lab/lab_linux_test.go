@@ -67,6 +67,11 @@ metadata:
   annotations: {kptrace.dev/external: "true", kptrace.dev/traffic: "tcp://node1:1 rate=20 count=3"}
 spec: {containers: [{name: c, image: kptrace/client}]}
 status: {podIP: 172.18.0.200}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: foo, namespace: shop}
+spec: {clusterIP: 10.96.0.10, ports: [{name: a, port: 80}, {name: b, port: 81}]}
 `
 
 func startLab(t *testing.T, manifests string, cfg Config) *Lab {

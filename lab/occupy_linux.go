@@ -48,5 +48,5 @@ func occupy(dir string) (*os.File, error) {
 // leftovers are what a lab puts into its folder: sockets, its nodes' state
 // (for their namespaces, which are gone), and the manifests of a scenario.
 func leftovers() []string {
-	return []string{"*.sock", filepath.Base(ControlPath("")), "netns-*", manifestsDir}
+	return []string{"*.sock", filepath.Base(ControlPath("")), "netns-*", namesDir, manifestsDir}
 }

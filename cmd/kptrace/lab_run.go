@@ -38,7 +38,9 @@ func newLabRunCmd() *cobra.Command {
 and sum up at the end: connections, shares, outcomes, time to establish.
 
 The lab's clients know which pod answered them, and what their kernel said. All
-of it is compared with what was shown; exit code 3 says that they differ.`,
+of it is compared with what was shown; exit code 3 says that they differ.
+
+Meanwhile kptrace lab exec, fault, status and down work from other terminals.`,
 		Example: `  kptrace lab run --for 15s
 
   # The summary alone, as one line of JSON
@@ -89,6 +91,13 @@ func runLab(ctx context.Context, cmd *cobra.Command, cfg lab.Config, verbose boo
 	if err != nil {
 		return err
 	}
+	control, endControl := context.WithCancel(ctx)
+	controlled := make(chan error, 1)
+	go func() { controlled <- l.ServeControl(control, func() {}, stop) }()
+	defer func() {
+		endControl()
+		<-controlled
+	}()
 	show := showNothing
 	if output != "json" {
 		show = showFlows(cmd, output, len(l.Cluster().Nodes))
