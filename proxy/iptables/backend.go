@@ -24,6 +24,8 @@ type Backend struct {
 	applied *program
 }
 
+var _ proxy.Backend = (*Backend)(nil)
+
 // New returns a Backend that has not touched the kernel.
 func New(cfg Config) *Backend { return &Backend{cfg: cfg.withDefaults()} }
 

@@ -6,12 +6,17 @@
 // Render is pure. Apply compares chain by chain and writes only what differs,
 // in commits ordered so that no connection meets a half-made Service:
 //
-//	endpoint and service chains, filter additions, nat dispatch,
-//	filter removals, deletions
+//  1. the fixed chains and jumps;
+//  2. filter: refusals of Services that have no endpoints any more;
+//  3. nat: each Service's endpoint chains, the chains that lead to them, its
+//     dispatch rules and the removal of chains out of use, in one commit;
+//  4. nat: what no Service wants any more;
+//  5. filter: refusals lifted, except of Services that failed in step 3.
 //
 // Tables are not atomic together, so a Service that loses its last endpoint is
 // refused before it is no longer dispatched, and one that gains its first is
-// dispatched before it is no longer refused.
+// dispatched before it is no longer refused. An unchanged endpoint chain is
+// never touched, and with it the list in which xt_recent keeps its clients.
 //
 // Walk evaluates the rendered rules, not the Snapshot they were made of.
 package iptables

@@ -111,7 +111,7 @@ func planService(changes []Change, refuse, prepare, services, dispose, admit *xt
 	add(admit, "filter", admissions)
 }
 
-// without failed leaves out the units of owners that failed before.
+// leaveOut leaves out the units of owners that failed before.
 func leaveOut(plan xtables.Plan, failed []xtables.UnitError) xtables.Plan {
 	if len(failed) == 0 {
 		return plan

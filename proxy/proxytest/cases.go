@@ -14,7 +14,8 @@ import (
 type Setup struct {
 	Snapshot *proxy.Snapshot
 	Overlay  proxy.Overlay
-	// ClusterCIDR is the local detector, invalid for none.
+	// ClusterCIDR is the local detector, invalid for none. Node ports are
+	// served on localhost where a mode can.
 	ClusterCIDR   netip.Prefix
 	MasqueradeAll bool
 }
@@ -67,9 +68,6 @@ func (r Row) MasqueradeOf(ep netip.AddrPort) string {
 	}
 	return r.Want.Masquerade
 }
-
-// The table is written in words: "forward shop/web:http ClusterIP a:8080
-// b:8080". See rows.
 
 // parse reads rows of the form
 //

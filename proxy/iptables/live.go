@@ -1,0 +1,182 @@
+package iptables
+
+import (
+	"slices"
+
+	"github.com/kptrace/kptrace/internal/xtables"
+)
+
+// live is what iptables-save read.
+type live struct {
+	rs     *xtables.Ruleset
+	shared map[[2]string]map[string]place
+}
+
+type place struct{ at, times int }
+
+func newLive(rs *xtables.Ruleset) *live {
+	return &live{rs: rs, shared: make(map[[2]string]map[string]place)}
+}
+
+func (l *live) own(table, name string) ([]string, bool) {
+	c := l.rs.Chain(table, name)
+	if c == nil {
+		return nil, false
+	}
+	rules := make([]string, len(c.Rules))
+	for i, r := range c.Rules {
+		rules[i] = r.String()
+	}
+	return rules, true
+}
+
+func (l *live) places(table, chain string) map[string]place {
+	key := [2]string{table, chain}
+	m, ok := l.shared[key]
+	if !ok {
+		rules, _ := l.own(table, chain)
+		m = make(map[string]place, len(rules))
+		for i, r := range rules {
+			m[r] = place{i + 1, m[r].times + 1}
+		}
+		l.shared[key] = m
+	}
+	return m
+}
+
+func (l *live) stands(table, chain, rule string) (at, times int) {
+	p := l.places(table, chain)[rule]
+	return p.at, p.times
+}
+
+func (l *live) diff(p *program) []Change {
+	out := l.fixed(p.fixed)
+	wanted := make(map[[2]string]bool) // chains
+	rules := make(map[[3]string]bool)  // rules in shared chains
+	for _, u := range p.units {
+		out = append(out, u.diff(l)...)
+		for i := range u.chains {
+			wanted[[2]string{u.chains[i].table, u.chains[i].name}] = true
+		}
+		for _, g := range u.shared {
+			for _, r := range g.rules {
+				rules[[3]string{g.table, g.chain, r}] = true
+			}
+		}
+	}
+	for i := range p.fixed.shared {
+		c := &p.fixed.shared[i]
+		for _, r := range c.last {
+			rules[[3]string{c.table, c.name, r}] = true
+		}
+		d := Change{Table: c.table, Chain: c.name, Kind: xtables.Changed, what: discard}
+		there, _ := l.own(c.table, c.name)
+		for _, r := range there {
+			if !rules[[3]string{c.table, c.name, r}] {
+				d.Remove = append(d.Remove, r)
+			}
+		}
+		if len(d.Remove) > 0 {
+			out = append(out, d)
+		}
+	}
+	for i := range p.fixed.own {
+		wanted[[2]string{p.fixed.own[i].table, p.fixed.own[i].name}] = true
+	}
+	return append(out, l.stale(wanted)...)
+}
+
+// fixed compares what does not depend on Services.
+func (l *live) fixed(f *fixed) []Change {
+	var out []Change
+	for i := range f.own {
+		if d, ok := f.own[i].diff(l); ok {
+			out = append(out, d)
+		}
+	}
+	for i := range f.shared {
+		c := &f.shared[i]
+		there, ok := l.own(c.table, c.name)
+		if !ok {
+			out = append(out, Change{Table: c.table, Chain: c.name, Kind: xtables.Missing, Add: c.last, rules: c.last})
+			continue
+		}
+		d := Change{Table: c.table, Chain: c.name, Kind: xtables.Changed, Add: c.last, what: extend}
+		for _, r := range c.last {
+			_, times := l.stands(c.table, c.name, r)
+			for range times {
+				d.Remove = append(d.Remove, r)
+			}
+		}
+		if n := len(there) - len(c.last); n < 0 || !slices.Equal(there[n:], c.last) || len(d.Remove) != len(c.last) {
+			out = append(out, d)
+		}
+	}
+	for i := range f.foreign {
+		out = append(out, l.extended(&f.foreign[i])...)
+	}
+	return append(out, l.jumps(f.jumps)...)
+}
+
+// extended adds our rules to a chain of others.
+func (l *live) extended(c *chain) []Change {
+	if _, ok := l.own(c.table, c.name); !ok {
+		return []Change{{Table: c.table, Chain: c.name, Kind: xtables.Missing, Add: c.rules, rules: c.rules}}
+	}
+	var out []Change
+	for _, r := range c.rules {
+		if _, times := l.stands(c.table, c.name, r); times == 0 {
+			out = append(out, Change{Table: c.table, Chain: c.name, Kind: xtables.Changed, Add: []string{r}, what: extend})
+		}
+	}
+	return out
+}
+
+// jumps compares the jump rules. One that is there stays where it is.
+func (l *live) jumps(want []jumpRule) []Change {
+	var out []Change
+	for i := range want {
+		j := &want[i]
+		d := Change{Table: j.table, Chain: j.chain, Kind: xtables.Changed}
+		_, times := l.stands(j.table, j.chain, j.rule)
+		switch {
+		case times == 0:
+			d.Add, d.what = []string{j.rule}, insert
+		case times > 1:
+			d.Remove, d.what = slices.Repeat([]string{j.rule}, times-1), discard
+		default:
+			continue
+		}
+		out = append(out, d)
+	}
+	for _, j := range knownJumps(l.rs.Family) {
+		_, times := l.stands(j.table, j.chain, j.rule)
+		if times > 0 && j.to == chainTrace && !slices.Contains(want, j) {
+			out = append(out, Change{Table: j.table, Chain: j.chain, Kind: xtables.Changed,
+				Remove: slices.Repeat([]string{j.rule}, times), what: discard})
+		}
+	}
+	return out
+}
+
+// stale lists chains of Services that are no more, those that lead to others
+// first, and our trace chain where it is not wanted.
+func (l *live) stale(wanted map[[2]string]bool) []Change {
+	var out []Change
+	if rules, ok := l.own("mangle", chainTrace); ok && !wanted[[2]string{"mangle", chainTrace}] {
+		out = append(out, Change{Table: "mangle", Chain: chainTrace, Kind: xtables.Extra, Remove: rules})
+	}
+	nat := l.rs.Table("nat")
+	if nat == nil {
+		return out
+	}
+	for _, prefix := range [...]string{prefixFirewall, prefixExternal, prefixService, prefixLocal, prefixEndpoint} {
+		for _, c := range nat.Chains {
+			if len(c.Name) > len(prefix) && c.Name[:len(prefix)] == prefix && !wanted[[2]string{"nat", c.Name}] {
+				rules, _ := l.own("nat", c.Name)
+				out = append(out, Change{Table: "nat", Chain: c.Name, Kind: xtables.Extra, Remove: rules})
+			}
+		}
+	}
+	return out
+}
