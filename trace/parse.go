@@ -131,7 +131,7 @@ func checkName(name string) error {
 	}
 	for _, r := range name {
 		if !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == '*') {
-			return fmt.Errorf("%q cannot be in a name: names are lower-case letters, digits, - and .", r)
+			return fmt.Errorf("%q cannot be in a name: names are lower-case letters, digits, dashes and dots", r)
 		}
 	}
 	return nil

@@ -35,7 +35,6 @@ type proxyFlags struct {
 	dryRun           bool
 	undo             string
 	verbose          bool
-	accounting       bool
 	historySuccesses int
 	historyFailures  int
 }

@@ -93,7 +93,7 @@ func (s *Server) Run(ctx context.Context, path string) error {
 	hard := time.AfterFunc(stopTime, srv.Stop)
 	defer hard.Stop()
 	srv.GracefulStop()
-	<-served
+	<-served //nolint:errcheck // it says that it was stopped
 	return nil
 }
 
@@ -162,7 +162,9 @@ func (s *Server) Flows(in *FlowsRequest, stream grpc.ServerStreamingServer[Batch
 	if err != nil {
 		return err
 	}
-	out.add(trace.Message{Header: header})
+	if err := out.add(trace.Message{Header: header}); err != nil {
+		return err
+	}
 	flows := s.cfg.History.Query(req.Filter, req.Since, req.Last)
 	if in.GetExisting() {
 		flows = s.existing(&req.Filter)

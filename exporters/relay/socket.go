@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -66,7 +67,8 @@ var ErrNotRunning = errors.New("no kptrace runs here: start `kptrace proxy` or `
 
 // probe reports whether somebody listens at path.
 func probe(path string) error {
-	conn, err := net.DialTimeout("unix", path, time.Second)
+	dialer := net.Dialer{Timeout: time.Second}
+	conn, err := dialer.DialContext(context.Background(), "unix", path)
 	switch {
 	case err == nil:
 		return conn.Close()
@@ -90,7 +92,8 @@ func listen(path string) (net.Listener, error) {
 		if info.Mode().Type() != fs.ModeSocket {
 			return nil, fmt.Errorf("relay: %s exists and is no socket: remove it or choose another path", path)
 		}
-		conn, err := net.DialTimeout("unix", path, time.Second)
+		dialer := net.Dialer{Timeout: time.Second}
+		conn, err := dialer.DialContext(context.Background(), "unix", path)
 		if err == nil {
 			defer conn.Close()
 			return nil, fmt.Errorf("relay: %s is in use by %s: stop it, or choose another path by --socket", path, peerName(conn))
@@ -102,7 +105,7 @@ func listen(path string) (net.Listener, error) {
 			return nil, fmt.Errorf("relay: removing a dead process's socket: %w", err)
 		}
 	}
-	l, err := net.Listen("unix", path)
+	l, err := new(net.ListenConfig).Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("relay: %w", err)
 	}

@@ -76,13 +76,13 @@ func (s *screen) draw() {
 			fmt.Fprintf(s.w, "\x1b[%dF", up)
 		}
 		for _, r := range s.rows[from:] {
-			s.w.WriteString(r.text(width) + "\x1b[K\n")
+			fmt.Fprint(s.w, r.text(width), "\x1b[K\n")
 		}
 		if s.status != "" {
-			s.w.WriteString(cutColoured(s.status, width) + "\x1b[K\n")
+			fmt.Fprint(s.w, cutColoured(s.status, width), "\x1b[K\n")
 		}
 		if s.shown || up > 0 {
-			s.w.WriteString("\x1b[J")
+			fmt.Fprint(s.w, "\x1b[J")
 		}
 		s.shown, s.drawnStatus = s.status != "", s.status
 	}

@@ -47,7 +47,7 @@ func listenUDP(ns *netns.NS, port int) (*net.UDPConn, error) {
 // sendUDP sends one packet to 127.0.0.1 in ns.
 func sendUDP(ns *netns.NS, port int) error {
 	return ns.Do(func() error {
-		c, err := net.Dial("udp4", fmt.Sprintf("127.0.0.1:%d", port))
+		c, err := new(net.Dialer).DialContext(context.Background(), "udp4", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
 			return err
 		}

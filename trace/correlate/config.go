@@ -57,8 +57,10 @@ const (
 	raceWindow = int64(5 * time.Millisecond) // between datagrams that decide at once
 	endedKept  = int64(5 * time.Minute)      // for the DESTROY of an ended flow
 	startDump  = int64(10 * time.Second)     // entries this early come from the first dump
-	maxHeld    = 8192
-	maxWalks   = 16384
+	// maxGenerations bounds the connections kept of one tuple.
+	maxGenerations = 8
+	maxHeld        = 8192
+	maxWalks       = 16384
 )
 
 func (c *Config) setDefaults() {

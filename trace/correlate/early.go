@@ -152,7 +152,7 @@ func (c *Correlator) expireFirst() {
 		x.keys[h.key] = k
 	}
 	e := h.e
-	for r := picked(c.find(h.key)); r != nil; r = r.older {
+	for r := latest(c.find(h.key)); r != nil; r = r.older {
 		if h.seq >= r.keptFrom && (r.keptUntil == 0 || h.seq < r.keptUntil) {
 			c.apply(r, &e, false)
 			return

@@ -115,7 +115,7 @@ func TestSuccession(t *testing.T) {
 		e.pick()
 	}
 	l.wait(50 * ms)
-	if s := l.c.Stats(); s.Open+s.Ended > 12 {
+	if s := l.c.Stats(); s.Open+s.Ended > 16 {
 		t.Errorf("%+v", s)
 	}
 }

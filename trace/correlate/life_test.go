@@ -269,9 +269,10 @@ func TestLife(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			l := newLab(t, nil)
 			k := l.conn(foo, pod, ep2)
-			if tt.service == 1 {
+			switch tt.service {
+			case 1:
 				k.service = dns
-			} else if tt.service == 2 {
+			case 2:
 				k.service = sctp
 			}
 			k.masq = tt.masq

@@ -13,8 +13,8 @@ func (c *Correlator) pick(e *trace.Event) {
 	}
 	newest := c.find(e.Tuple)
 	waiting := oldest(newest, func(r *rec) bool { return c.waitsForPick(r, e) })
-	if live := picked(newest); live != nil && live.phase < ended {
-		if c.samePacket(live, e) {
+	if live := latest(newest); live != nil && live != waiting && live.phase < ended {
+		if live.picked && c.samePacket(live, e) {
 			if live.answered || live.phase == closing {
 				c.stats.late.Add(1)
 				return
@@ -23,8 +23,6 @@ func (c *Correlator) pick(e *trace.Event) {
 			return
 		}
 		c.succeed(live, e.Time)
-	} else if newest != nil && newest != waiting && newest.phase < ended && newest.shown {
-		c.succeed(newest, e.Time) // one without a decision
 	}
 	r := waiting
 	if r == nil {
@@ -70,15 +68,15 @@ func (c *Correlator) decided(r *rec, e *trace.Event) {
 	if r.answered {
 		f.Attempts[0].Outcome = tryEstablished
 	}
-	c.expectReply(r, masqueraded, e.Time)
+	r.holdDue = 0
+	c.expectReply(r, masqueraded)
 	r.settle()
 	c.identify(r)
 	if r.phase == held {
-		r.holdDue = 0
 		c.begin(r, e.Time)
 	}
 	if r.destroyed {
-		r.holdDue = e.Time + int64(c.cfg.Hold)
+		r.holdDue = c.now + int64(c.cfg.Hold)
 	}
 	if r.newSeen && !r.reply.IsZero() && r.reply.Src() != f.Backend.Addr {
 		c.rename(f, r.reply.Src())
@@ -108,7 +106,7 @@ func (c *Correlator) begin(r *rec, now int64) {
 
 // expectReply sets what answers will look like: at once where the source is
 // not translated, else when the entry is known.
-func (c *Correlator) expectReply(r *rec, masqueraded bool, now int64) {
+func (c *Correlator) expectReply(r *rec, masqueraded bool) {
 	switch {
 	case r.newSeen:
 		c.setReply(r, r.f.Reply, false)
@@ -117,7 +115,7 @@ func (c *Correlator) expectReply(r *rec, masqueraded bool, now int64) {
 		c.dropReply(r)
 		r.f.Reply = conntrack.Tuple{}
 		r.replyWait = true
-		r.holdDue = now + int64(c.cfg.Hold)
+		r.holdDue = c.now + int64(c.cfg.Hold)
 	default:
 		t := r.orig.WithDst(r.f.Backend.Addr).Reverse()
 		c.setReply(r, t, true)
@@ -142,14 +140,15 @@ func (c *Correlator) retry(r, waiting *rec, e *trace.Event) {
 		r.oldEntries++
 	}
 	// What ended was the attempt before.
-	r.destroyed, r.gone, r.newSeen, r.counted, r.holdDue = false, false, false, false, 0
+	r.destroyed, r.gone, r.newSeen, r.counted, r.replyWait, r.holdDue = false, false, false, false, false, 0
 	f.Counted, f.Out, f.In = false, conntrack.Counters{}, conntrack.Counters{}
+	r.superseded, r.keptUntil = false, 0
 	if waiting != nil {
 		c.absorb(r, waiting)
 	}
 	masqueraded := c.decide(f, e)
 	r.try(trace.Attempt{Endpoint: f.Backend, Start: when(e.Time), Outcome: tryPending, Latency: -1})
-	c.expectReply(r, masqueraded, e.Time)
+	c.expectReply(r, masqueraded)
 	f.Outcome, f.Reason, f.Missing = trace.Pending, trace.NoReason, ""
 	r.stateDue = e.Time + int64(c.cfg.UnansweredAfter)
 	c.publish(r)
@@ -188,8 +187,8 @@ func (c *Correlator) refuse(e *trace.Event) {
 			return
 		}
 	}
-	if live := picked(newest); live != nil && live.phase < ended {
-		if live.phase == pending && live.tcp() && live.isn == e.TCPSeq {
+	if live := latest(newest); live != nil && live.phase < ended {
+		if live.phase == pending && live.picked && live.tcp() && live.isn == e.TCPSeq {
 			c.edit(live).Evidence = live.f.Evidence.With(e.Source)
 			c.refusedBy(live, e)
 			return
@@ -233,7 +232,7 @@ func (c *Correlator) packet(e *trace.Event) {
 		r = r.newer
 	}
 	newest := r
-	if p := picked(r); p != nil {
+	if p := latest(r); p != nil {
 		r = p
 	} else if r.phase == held {
 		c.keep(e, key) // another's, unless the pick was lost

@@ -116,9 +116,10 @@ func (c *Correlator) find(t conntrack.Tuple) *rec {
 	return nil
 }
 
-// picked returns the latest generation whose decision was seen, nil if none.
-func picked(r *rec) *rec {
-	for ; r != nil && !r.picked; r = r.older {
+// latest returns the latest generation that packets are of: one whose decision
+// was seen, or that is shown without; nil if there is none.
+func latest(r *rec) *rec {
+	for ; r != nil && !r.picked && (!r.shown || r.refused); r = r.older {
 	}
 	return r
 }
@@ -138,7 +139,7 @@ func oldest(r *rec, ok func(*rec) bool) *rec {
 func (c *Correlator) add(t conntrack.Tuple, newest *rec, e *trace.Event) *rec {
 	depth := 0
 	for o := newest; o != nil; o = o.older {
-		if depth++; depth == 4 {
+		if depth++; depth == maxGenerations {
 			c.evict(o)
 			break
 		}
@@ -234,6 +235,14 @@ func (c *Correlator) remove(r *rec) {
 
 // evict removes r to make room and says so.
 func (c *Correlator) evict(r *rec) {
+	if r.phase == closing {
+		r.destroyed = true // as far as we shall know
+		if !r.counted {
+			c.stats.uncounted.Add(1)
+		}
+		c.finish(r)
+		return
+	}
 	switch {
 	case r.phase == ended:
 		if !r.counted && !r.refused {

@@ -11,7 +11,7 @@ import (
 // Message types of the conntrack subsystem. A NEW and an UPDATE are the same
 // type and differ by their flags.
 const (
-	typeNew     = nfnl.SubsysConntrack<<8 | 0
+	typeNew     = nfnl.SubsysConntrack << 8
 	typeDestroy = nfnl.SubsysConntrack<<8 | 2
 )
 

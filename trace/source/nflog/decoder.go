@@ -11,7 +11,7 @@ import (
 )
 
 // typePacket is NFULNL_MSG_PACKET of the ULOG subsystem.
-const typePacket = nfnl.SubsysULog<<8 | 0
+const typePacket = nfnl.SubsysULog << 8
 
 // The attributes of a report (linux/netfilter/nfnetlink_log.h).
 const (

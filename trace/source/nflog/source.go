@@ -74,10 +74,10 @@ type Source struct {
 	config  Config
 	decoder *Decoder
 
-	frames, bytes, events   atomic.Uint64
-	lost, overruns, damaged atomic.Uint64
-	receiveBuffer           atomic.Int64
-	note                    atomic.Pointer[string]
+	frames, bytes, events atomic.Uint64
+	lost, overruns        atomic.Uint64
+	receiveBuffer         atomic.Int64
+	note                  atomic.Pointer[string]
 }
 
 var (
