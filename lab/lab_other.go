@@ -11,6 +11,7 @@ import (
 
 	"github.com/kptrace/kptrace/internal/exec"
 	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
 )
 
 var errLinux = fmt.Errorf("lab: a lab needs Linux: %w", errors.ErrUnsupported)
@@ -38,6 +39,9 @@ func (*Lab) StopTraffic(context.Context) error { return errLinux }
 
 // ServeControl fails: a lab needs Linux.
 func (*Lab) ServeControl(context.Context, func(), func()) error { return errLinux }
+
+// Follow fails: a lab needs Linux.
+func (*Lab) Follow(context.Context, func(), func(trace.Message) error) error { return errLinux }
 
 // Exec fails: a lab needs Linux.
 func (*Lab) Exec(string, exec.Spec) (*exec.Process, error) { return nil, errLinux }

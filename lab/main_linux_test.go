@@ -21,6 +21,8 @@ func TestMain(m *testing.M) {
 	switch {
 	case len(args) == 2 && args[0] == "lab" && args[1] == "pod":
 		exitWith(RunPod())
+	case len(args) > 0 && args[0] == "proxy":
+		exitWith(proxyRole(args[1:]))
 	case os.Getenv(roleEnv) == "launcher":
 		_, err := netns.Reexec(context.Background(), netns.Sandbox{Args: args, Env: []string{roleEnv + "=lab"},
 			Stdout: os.Stdout, Stderr: os.Stderr})

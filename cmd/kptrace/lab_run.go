@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/kptrace/kptrace/exporters/relay"
 	"github.com/kptrace/kptrace/exporters/text"
+	"github.com/kptrace/kptrace/internal/exec"
 	"github.com/kptrace/kptrace/lab"
 	"github.com/kptrace/kptrace/proxy/kube/manifests"
 	"github.com/kptrace/kptrace/trace"
@@ -127,66 +128,64 @@ func sumUp(cmd *cobra.Command, s *lab.Summary, output string) error {
 func watchLab(ctx, interrupted context.Context, l *lab.Lab, c *lab.Collector, runFor time.Duration,
 	show func(context.Context, <-chan trace.Message) error, stop func(),
 ) error {
-	// Two groups: the stream closes when all nodes have said their last, and
-	// only then does the show end.
-	following, endFollow := context.WithCancel(ctx)
-	defer endFollow()
 	stream := make(chan trace.Message, 1024)
 	shown := make(chan error, 1)
 	go func() { shown <- show(ctx, stream) }()
-	headers := make(chan struct{}, 64)
-	followers, followCtx := errgroup.WithContext(following)
-	for _, n := range l.Cluster().Nodes {
-		followers.Go(func() error { return followNode(followCtx, l.NodeSocket(n.Name), c, stream, headers) })
-	}
-	err := func() error {
+
+	group, groupCtx := errgroup.WithContext(ctx)
+	following, endFollow := context.WithCancel(groupCtx)
+	ready := make(chan struct{})
+	group.Go(func() error {
+		return l.Follow(following, func() { close(ready) }, func(m trace.Message) error {
+			c.Message(m)
+			stream <- m
+			return nil
+		})
+	})
+	group.Go(func() error {
 		defer endFollow()
-		for range l.Cluster().Nodes {
-			select {
-			case <-headers:
-			case <-followCtx.Done():
-				return nil // whoever failed says why
-			}
-		}
-		if err := l.StartTraffic(ctx); err != nil {
-			return err
-		}
-		select {
-		case <-time.After(runFor):
-		case <-interrupted.Done():
-		case <-followCtx.Done():
-		case e := <-l.Ended():
-			return fmt.Errorf("the proxy of %s ended: %w", e.Node, errors.Join(e.Err, errEarly))
-		}
-		stop()
-		if err := l.StopTraffic(ctx); err != nil {
-			return err
-		}
-		time.Sleep(labSettle)
-		return nil
-	}()
-	err = errors.Join(err, followers.Wait())
-	close(stream)
+		return letFlow(groupCtx, interrupted, l, runFor, ready, stop)
+	})
+	err := group.Wait()
+	close(stream) // all nodes have said their last
 	return errors.Join(err, <-shown)
 }
 
-var errEarly = errors.New("it should have lasted as long as the lab")
-
-// followNode follows everything on a node until ctx ends.
-func followNode(ctx context.Context, socket string, c *lab.Collector, stream chan<- trace.Message, headers chan<- struct{}) error {
-	client, err := relay.Dial(socket)
-	if err != nil {
+// letFlow is the traffic's course.
+func letFlow(ctx, interrupted context.Context, l *lab.Lab, runFor time.Duration, ready <-chan struct{}, stop func()) error {
+	select {
+	case <-ready:
+	case <-ctx.Done():
+		return nil // whoever failed says why
+	}
+	if err := l.StartTraffic(ctx); err != nil {
 		return err
 	}
-	defer client.Close()
-	return client.Follow(ctx, trace.Request{Interval: 250 * time.Millisecond}, func(m trace.Message) error {
-		c.Message(m)
-		stream <- m
-		if m.Header != nil {
-			headers <- struct{}{}
-		}
+	select {
+	case <-time.After(runFor):
+	case <-interrupted.Done():
+	case <-ctx.Done():
 		return nil
-	})
+	case e := <-l.Ended():
+		return fmt.Errorf("the proxy of %s ended early: %w", e.Node, cmp.Or(brief(e.Err), errors.New("without an error")))
+	}
+	stop() // from here on Ctrl-C ends us at once
+	if err := l.StopTraffic(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(labSettle):
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// brief returns how a program ended, without its command line.
+func brief(err error) error {
+	if failed := (*exec.Error)(nil); errors.As(err, &failed) {
+		return failed.Err
+	}
+	return err
 }
 
 func showNothing(_ context.Context, stream <-chan trace.Message) error {

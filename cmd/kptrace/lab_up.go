@@ -83,7 +83,7 @@ func reviveNodes(ctx context.Context, w io.Writer, l *lab.Lab) error {
 		case <-ctx.Done():
 			return nil
 		case e := <-l.Ended():
-			fmt.Fprintf(w, "the proxy of %s ended (%v): starting it again\n", e.Node, e.Err)
+			fmt.Fprintf(w, "the proxy of %s ended (%v): starting it again\n", e.Node, brief(e.Err))
 			select {
 			case <-ctx.Done():
 				return nil

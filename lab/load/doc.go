@@ -30,6 +30,17 @@ type Config struct {
 	Rate float64
 	// Patience is how long one connection may take in all; 5 s if zero.
 	Patience time.Duration
+	// Each is told of every connection that was answered and closed, on Run's
+	// thread; nil tells nobody and saves a system call for each.
+	Each func(Conn)
+}
+
+// Conn is one connection that was answered and closed.
+type Conn struct {
+	// Local is the client's end, Server who answered, in the server's words:
+	// the address and port it listens at.
+	Local, Server netip.AddrPort
+	Began         time.Time
 }
 
 // Result is what a run came to.

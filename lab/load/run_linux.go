@@ -1,9 +1,11 @@
 package load
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"time"
 
@@ -18,6 +20,7 @@ type conn struct {
 	began   time.Time
 	sent    bool
 	answers int // bytes
+	told    Conn
 }
 
 type client struct {
@@ -170,6 +173,9 @@ func (c *client) advance(k *conn, events uint32) {
 			c.end(k, nil)
 			return
 		}
+		if k.answers == 0 && c.cfg.Each != nil {
+			k.told = told(k, c.buf[:n])
+		}
 		k.answers += n
 		if n < len(c.buf) && events&unix.EPOLLRDHUP == 0 {
 			return // no more yet: the end will wake us
@@ -189,5 +195,24 @@ func (c *client) end(k *conn, err error) {
 	default:
 		c.result.Done++
 		c.took = append(c.took, time.Since(k.began))
+		if c.cfg.Each != nil {
+			c.cfg.Each(k.told)
+		}
 	}
+}
+
+// told reads who answered; what cannot be read stays zero.
+func told(k *conn, answer []byte) Conn {
+	t := Conn{Began: k.began}
+	if sa, err := unix.Getsockname(k.fd); err == nil {
+		if in, ok := sa.(*unix.SockaddrInet4); ok {
+			t.Local = netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port))
+		}
+	}
+	if i := bytes.LastIndex(answer, []byte("\r\n\r\n")); i >= 0 {
+		if at, err := netip.ParseAddrPort(string(bytes.TrimSpace(answer[i:]))); err == nil {
+			t.Server = at
+		}
+	}
+	return t
 }

@@ -10,11 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const response = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n"
-
 // Serve answers at an IPv4 address and port, in the calling thread's network
 // namespace, until ctx ends, which is no error. ready is called once it
-// listens.
+// listens. What it answers is that address and port.
 func Serve(ctx context.Context, at netip.AddrPort, ready func()) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -44,7 +42,7 @@ func Serve(ctx context.Context, at netip.AddrPort, ready func()) error {
 type server struct {
 	epoll, listener int
 	open            map[int]bool
-	buf             []byte
+	buf, response   []byte
 }
 
 func listen(at netip.AddrPort) (*server, error) {
@@ -52,6 +50,7 @@ func listen(at netip.AddrPort) (*server, error) {
 		return nil, errors.New("not an IPv4 address")
 	}
 	s := &server{open: map[int]bool{}, buf: make([]byte, 4096), epoll: -1, listener: -1}
+	s.response = fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s\n", len(at.String())+1, at)
 	var err error
 	if s.listener, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
 		return nil, err
@@ -110,7 +109,7 @@ func (s *server) answer(fd int) {
 		return
 	}
 	if err == nil && n > 0 {
-		_, _ = unix.Write(fd, []byte(response))
+		_, _ = unix.Write(fd, s.response)
 	}
 	delete(s.open, fd)
 	unix.Close(fd)
