@@ -145,7 +145,7 @@ func (c *controlConn) checkPeer() error {
 // come with it. rest is what was read beyond the line.
 func readRequest(conn *net.UnixConn) (req Request, rest []byte, files []*os.File, err error) {
 	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
-	defer conn.SetReadDeadline(time.Time{})
+	defer func() { _ = conn.SetReadDeadline(time.Time{}) }()
 	var line []byte
 	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(3*4))
 	for len(line) < 4<<20 {

@@ -97,7 +97,9 @@ func runLab(ctx context.Context, cmd *cobra.Command, cfg lab.Config, verbose boo
 	go func() { controlled <- l.ServeControl(control, func() {}, stop) }()
 	defer func() {
 		endControl()
-		<-controlled
+		if err := <-controlled; err != nil {
+			fmt.Fprintln(cmd.ErrOrStderr(), "kptrace:", err)
+		}
 	}()
 	show := showNothing
 	if output != "json" {
@@ -188,8 +190,9 @@ func brief(err error) error {
 	return err
 }
 
+// showNothing drains the stream, so that nobody waits for a reader.
 func showNothing(_ context.Context, stream <-chan trace.Message) error {
-	for range stream { //nolint:revive // it must be drained
+	for range stream {
 	}
 	return nil
 }
