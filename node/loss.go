@@ -2,6 +2,7 @@ package node
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kptrace/kptrace/trace"
@@ -14,6 +15,7 @@ const reportDelay = 200 * time.Millisecond
 // lossBox gathers losses from the sources for the correlator, and adds them up
 // for the status. Its zero value is ready.
 type lossBox struct {
+	some  atomic.Bool // something is fresh
 	mu    sync.Mutex
 	fresh []trace.Loss
 	total []trace.Loss
@@ -25,6 +27,7 @@ func (b *lossBox) add(l trace.Loss) {
 	defer b.mu.Unlock()
 	merge(&b.total, l)
 	merge(&b.fresh, l)
+	b.some.Store(true)
 }
 
 // merge adds l to the loss of the same source and place, so that a storm of
@@ -43,6 +46,9 @@ func merge(list *[]trace.Loss, l trace.Loss) {
 
 // take returns what came since the last time.
 func (b *lossBox) take() []trace.Loss {
+	if !b.some.Swap(false) {
+		return nil
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	fresh := b.fresh

@@ -27,6 +27,8 @@ const (
 	maxFlows = 1 << 16
 	// tickEvery is how often timers are looked at and losses collected.
 	tickEvery = 50 * time.Millisecond
+	// standstill is a gap between ticks that means this process did not run.
+	standstill = time.Second
 	// restartAfter is the wait before a tracer that failed starts again. It
 	// doubles up to restartMost while the tracer keeps failing early.
 	restartAfter = time.Second
@@ -187,6 +189,8 @@ func (t *tracer) enqueue(dec trace.Decoder, f trace.Frame) {
 func (t *tracer) correlate(ctx context.Context, c *correlate.Correlator) error {
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
+	last := time.Now()
+	var hold time.Time // no timer fires before
 	for {
 		select {
 		case <-ctx.Done():
@@ -195,6 +199,7 @@ func (t *tracer) correlate(ctx context.Context, c *correlate.Correlator) error {
 			if t.cfg.inject != nil {
 				t.cfg.inject()
 			}
+			t.tell(c)
 			for i := range b.events {
 				c.Handle(&b.events[i])
 			}
@@ -202,12 +207,25 @@ func (t *tracer) correlate(ctx context.Context, c *correlate.Correlator) error {
 		case f := <-t.calls:
 			f(c)
 		case now := <-tick.C:
-			for _, l := range t.losses.take() {
-				c.Lost(l)
-				t.ring.PublishLoss(l)
+			t.tell(c)
+			// We stood still (SIGSTOP, a suspended machine): first read what
+			// happened meanwhile, or everything looks timed out.
+			if now.Sub(last) > standstill {
+				hold = now.Add(standstill)
 			}
-			c.Advance(now)
+			last = now
+			if now.After(hold) {
+				c.Advance(now)
+			}
 		}
+	}
+}
+
+// tell passes on losses, before the events that came after them.
+func (t *tracer) tell(c *correlate.Correlator) {
+	for _, l := range t.losses.take() {
+		c.Lost(l)
+		t.ring.PublishLoss(l)
 	}
 }
 

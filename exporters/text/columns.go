@@ -47,11 +47,11 @@ func newTable(wide bool, loc *time.Location) *table {
 		add("NODE", 6, 4, true, without(func(f *trace.Flow) string { return f.Node }))
 		add("ID", 13, 13, false, without(func(f *trace.Flow) string { return f.ID.String() }))
 	}
-	add("CLIENT", 20, 10, true, without(func(f *trace.Flow) string { return clientName(&f.Client) }))
+	add("CLIENT", 21, 10, true, without(func(f *trace.Flow) string { return clientName(&f.Client) }))
 	if wide {
 		add("CLIENT IP", 16, 9, true, without(func(f *trace.Flow) string { return addrPort(f.Client.Addr) }))
 	}
-	add("SERVICE", 15, 10, true, without(serviceName))
+	add("SERVICE", 18, 10, true, without(serviceName))
 	if wide {
 		add("SERVICE IP", 14, 9, true, without(func(f *trace.Flow) string { return addrPort(f.Service.Addr) }))
 	}
@@ -61,7 +61,7 @@ func newTable(wide bool, loc *time.Location) *table {
 		add("SOURCE SEEN", 16, 9, true, without(func(f *trace.Flow) string { return addrPort(f.Decision.SourceSeen) }))
 		add("EVIDENCE", 15, 6, false, without(func(f *trace.Flow) string { return strings.Join(f.Evidence.Names(), ",") }))
 	}
-	add("WHY", 38, 12, false, without(Why))
+	add("WHY", 44, 12, false, without(Why))
 	add("RESULT", 0, 0, false, Result)
 	return t
 }

@@ -78,7 +78,7 @@ func (r *renderer) scope() []string {
 	}
 	switch n := len(services); {
 	case n == 0:
-		return []string{"all that is asked for  " + where + tail}
+		return []string{"connections to Services  " + where + tail}
 	case n <= scopeServices:
 		var lines []string
 		for _, s := range services {
