@@ -23,8 +23,11 @@ type SyncerConfig struct {
 	MinInterval time.Duration
 	// Retry is the wait after a failed sync: 1 s if zero. It doubles up to
 	// 30 s while syncs keep failing.
-	Retry  time.Duration
-	Logger *slog.Logger
+	Retry time.Duration
+	// Observe is called after each sync with its View, whose Done and Err are
+	// set, and what was written. It must not wait. Nil means nobody looks.
+	Observe func(*View, Report)
+	Logger  *slog.Logger
 }
 
 // Syncer keeps the kernel at the newest Snapshot. What is wanted is kept until
@@ -37,6 +40,7 @@ type Syncer struct {
 	mu      sync.Mutex
 	want    *Snapshot
 	overlay Overlay
+	fresh   time.Time // the first change since the last sync began
 	stats   SyncStats
 }
 
@@ -45,6 +49,11 @@ type SyncStats struct {
 	Syncs, Failures uint64
 	// Pending is set while a change has not reached the kernel.
 	Pending bool
+	// PendingSince is when the oldest such change was asked for, zero if there
+	// is none; Queued when the newest change was, whether programmed or not.
+	PendingSince, Queued time.Time
+	// LastSuccess is the end of the last sync that programmed everything.
+	LastSuccess time.Time
 	// LastStart and LastEnd are of the last sync; LastError what it could not
 	// program, nil if it could.
 	LastStart, LastEnd time.Time
@@ -71,7 +80,8 @@ func NewSyncer(cfg SyncerConfig) *Syncer {
 // Set makes snap what is wanted. It returns at once.
 func (s *Syncer) Set(snap *Snapshot) {
 	s.mu.Lock()
-	s.want, s.stats.Pending = snap, true
+	s.want = snap
+	s.queued()
 	s.mu.Unlock()
 	s.kick()
 }
@@ -79,9 +89,22 @@ func (s *Syncer) Set(snap *Snapshot) {
 // SetOverlay makes o what is out for a time. It returns at once.
 func (s *Syncer) SetOverlay(o Overlay) {
 	s.mu.Lock()
-	s.overlay, s.stats.Pending = o, true
+	s.overlay = o
+	s.queued()
 	s.mu.Unlock()
 	s.kick()
+}
+
+// queued notes that something is asked for now. The caller holds mu.
+func (s *Syncer) queued() {
+	now := time.Now()
+	s.stats.Pending, s.stats.Queued = true, now
+	if s.fresh.IsZero() {
+		s.fresh = now
+	}
+	if s.stats.PendingSince.IsZero() {
+		s.stats.PendingSince = now
+	}
 }
 
 func (s *Syncer) kick() {
@@ -131,6 +154,7 @@ func (s *Syncer) Run(ctx context.Context) error {
 		}
 		s.mu.Lock()
 		snap, overlay := s.want, s.overlay
+		s.fresh = time.Time{}
 		s.mu.Unlock()
 		if snap == nil {
 			continue
@@ -164,17 +188,20 @@ func (s *Syncer) sync(ctx context.Context, snap *Snapshot, overlay Overlay) (err
 	done.Done, done.Err = time.Now(), err
 	s.publish(&done, older)
 
+	report.Took = done.Done.Sub(start)
+	if s.cfg.Observe != nil {
+		defer s.cfg.Observe(&done, report)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := &s.stats
 	st.Syncs++
 	st.LastStart, st.LastEnd, st.LastError, st.LastReport = start, done.Done, err, report
-	st.LastReport.Took = done.Done.Sub(start)
 	if err != nil {
 		st.Failures++
-	}
-	if err == nil && s.want == snap {
-		st.Pending = false
+	} else {
+		st.LastSuccess, st.PendingSince = done.Done, s.fresh
+		st.Pending = !s.fresh.IsZero()
 	}
 	s.cfg.Logger.Debug("sync: done", "took", st.LastReport.Took, "commits", report.Commits, "rules", report.Rules, "full", report.Full, "err", err)
 	return err

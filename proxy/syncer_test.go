@@ -149,3 +149,50 @@ func TestSyncerViews(t *testing.T) {
 		}
 	})
 }
+
+// TestSyncerPendingSince checks that what waits is as old as the oldest change
+// that the kernel has not taken, however many came after it.
+func TestSyncerPendingSince(t *testing.T) {
+	b := &fakeBackend{took: time.Second, fail: 2}
+	var seen []error
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSyncer(SyncerConfig{Backend: b, Retry: 10 * time.Second, Observe: func(v *View, r Report) {
+			if v.Done.IsZero() || r.Took != time.Second {
+				t.Errorf("observed %+v, %+v", v, r)
+			}
+			seen = append(seen, v.Err)
+		}})
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		first := time.Now()
+		s.Set(&Snapshot{})
+		time.Sleep(5 * time.Second)
+		s.SetOverlay(Overlay{})
+		st := s.Stats()
+		if !st.PendingSince.Equal(first) || st.Queued.Sub(first) != 5*time.Second || !st.LastSuccess.IsZero() {
+			t.Errorf("with two changes waiting: %+v", st)
+		}
+		time.Sleep(30 * time.Second)
+		st = s.Stats()
+		if st.Pending || !st.PendingSince.IsZero() || st.LastSuccess.IsZero() {
+			t.Errorf("with nothing waiting: %+v", st)
+		}
+		s.Set(&Snapshot{})
+		time.Sleep(500 * time.Millisecond)
+		during := time.Now()
+		s.Set(&Snapshot{})
+		time.Sleep(600 * time.Millisecond)
+		if st = s.Stats(); !st.Pending || !st.PendingSince.Equal(during) {
+			t.Errorf("with a change that came during the sync: %+v, want since %v", st, during)
+		}
+		time.Sleep(5 * time.Second)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	if len(seen) != 5 || seen[0] == nil || seen[1] == nil || seen[2] != nil {
+		t.Errorf("observed %v", seen)
+	}
+}
