@@ -22,10 +22,13 @@ and set back the sysctls it changed, if they are still as it made them. Chains
 that kubelet shares stay. Doing it twice does no harm.`,
 		Example: `  # After kill -9, or after SIGTERM, which leaves the rules on purpose
   kptrace cleanup`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.socket == "" {
 				f.socket = relay.DefaultSocket()
+			}
+			if err := checkFlavour(f.flavour); err != nil {
+				return usageErr(err)
 			}
 			backend := iptables.New(iptables.Config{Flavour: f.flavour})
 			if err := node.Cleanup(cmd.Context(), backend, filepath.Dir(f.socket)); err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/kptrace/kptrace/exporters/relay"
 	"github.com/kptrace/kptrace/internal/netns"
 	"github.com/kptrace/kptrace/lab"
+	"github.com/kptrace/kptrace/proxy"
 )
 
 func newLabCmd() *cobra.Command {
@@ -61,6 +62,21 @@ func (f *labFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.flavour, "iptables-flavour", "auto", "auto, nft or legacy")
 	fl.BoolVar(&f.kernelTimeouts, "kernel-timeouts", false, "keep the kernel's conntrack timeouts instead of short ones")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "show what the nodes' proxies log")
+}
+
+// check refuses what the nodes' proxies would refuse.
+func (f *labFlags) check() error {
+	mode, err := proxy.ParseMode(f.mode)
+	if err != nil {
+		return usageErr(err)
+	}
+	if mode != proxy.IPTables {
+		return usageErr(fmt.Errorf("mode %q is not in this release: use iptables", mode))
+	}
+	if err := checkFlavour(f.flavour); err != nil {
+		return usageErr(err)
+	}
+	return nil
 }
 
 func (f *labFlags) config() lab.Config {

@@ -172,7 +172,7 @@ func newLabDownCmd() *cobra.Command {
 		Use:     "down",
 		Short:   "End the lab",
 		Example: "  kptrace lab down",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			control, err := lab.DialControl(cmd.Context(), labSockets(name))
 			if err != nil {
@@ -192,7 +192,7 @@ func newLabStatusCmd() *cobra.Command {
 		Use:     "status",
 		Short:   "Show the lab's nodes, pods and faults",
 		Example: "  kptrace lab status",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			control, err := lab.DialControl(cmd.Context(), labSockets(name))
 			if err != nil {

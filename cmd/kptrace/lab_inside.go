@@ -17,7 +17,7 @@ import (
 // newLabPodCmd is what the lab starts in its pods.
 func newLabPodCmd() *cobra.Command {
 	return &cobra.Command{
-		Use: "pod", Hidden: true, Args: cobra.NoArgs,
+		Use: "pod", Hidden: true, Args: noArgs,
 		Short: "Be the program of a pod; the lab starts this",
 		RunE:  func(*cobra.Command, []string) error { return lab.RunPod() },
 	}
@@ -28,7 +28,7 @@ func newLabLoadCmd() *cobra.Command {
 	var cfg load.Config
 	var target, output string
 	cmd := &cobra.Command{
-		Use: "load", Hidden: true, Args: cobra.NoArgs,
+		Use: "load", Hidden: true, Args: noArgs,
 		Short: "Make many new connections, for measurements",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
@@ -60,7 +60,7 @@ func newLabLoadCmd() *cobra.Command {
 func newLabServeCmd() *cobra.Command {
 	var listen string
 	cmd := &cobra.Command{
-		Use: "serve", Hidden: true, Args: cobra.NoArgs,
+		Use: "serve", Hidden: true, Args: noArgs,
 		Short: "Answer many connections, for measurements",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			at, err := netip.ParseAddrPort(listen)

@@ -49,13 +49,16 @@ Meanwhile kptrace lab exec, fault, status and down work from other terminals.`,
 
   # A folder of Kubernetes YAML of your own
   kptrace lab run --scenario ./state`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if runFor <= 0 {
 				return usageErr(fmt.Errorf("--for=%v: give a time above 0", runFor))
 			}
 			if output != "text" && output != "json" && output != "jsonl" {
 				return usageErr(fmt.Errorf("-o %q: use text, json or jsonl", output))
+			}
+			if err := f.check(); err != nil {
+				return err
 			}
 			cfg := f.config()
 			if info, err := os.Stat(scenario); err == nil && info.IsDir() {

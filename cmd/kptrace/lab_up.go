@@ -31,8 +31,11 @@ at the start only.`,
 
   # Keep the manifests: the scenario is written there if the folder is empty
   kptrace lab up --dir ./state`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
 			cfg := f.config()
 			cfg.Dir, cfg.Scenario = dir, scenario
 			return inSandbox(cmd, func(ctx context.Context) error {

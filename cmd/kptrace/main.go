@@ -73,6 +73,14 @@ func (e *exitCodeError) Unwrap() error { return e.err }
 
 func usageErr(err error) error { return &exitCodeError{code: exitUsage, err: err} }
 
+// noArgs refuses arguments.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageErr(fmt.Errorf("unexpected argument %q; see %s --help", args[0], cmd.CommandPath()))
+	}
+	return nil
+}
+
 func newRootCmd() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "kptrace",
@@ -91,6 +99,7 @@ without root (kptrace lab), and the questions (follow, show, status).`,
 
   # Only what failed, everywhere, in the last ten minutes
   kptrace follow -A --outcome failed --since 10m`,
+		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -101,6 +110,7 @@ without root (kptrace lab), and the questions (follow, show, status).`,
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetVersionTemplate(versionLine() + "\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageErr(fmt.Errorf("%w; see %s --help", err, cmd.CommandPath()))
 	})
@@ -109,6 +119,7 @@ without root (kptrace lab), and the questions (follow, show, status).`,
 }
 
 func suggestion(cmd *cobra.Command, word string) string {
+	cmd.SuggestionsMinimumDistance = 2 // letters that may be wrong
 	if near := cmd.SuggestionsFor(word); len(near) > 0 {
 		return fmt.Sprintf(": did you mean %q?", near[0])
 	}

@@ -63,7 +63,7 @@ kill -9, the next start takes over, or kptrace cleanup undoes it by hand.`,
 
   # The same without tracing rules: exactly what kube-proxy would program
   kptrace proxy --manifests ./state --node node1 --trace=false --dry-run`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runProxy(cmd, f) },
 	}
 	fl := cmd.Flags()
@@ -161,12 +161,24 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	return err
 }
 
+// checkFlavour refuses what is no value of --iptables-flavour.
+func checkFlavour(s string) error {
+	switch s {
+	case "auto", "nft", "legacy":
+		return nil
+	}
+	return fmt.Errorf("--iptables-flavour=%q: use auto, nft or legacy", s)
+}
+
 // backendConfig checks the flags that say what is programmed.
 func (f *proxyFlags) backendConfig() (iptables.Config, error) {
 	cfg := iptables.Config{
 		Flavour: f.flavour, TakeOver: f.takeOver,
 		Trace: f.trace, NFLogGroup: f.group,
 		MasqueradeAll: f.masqueradeAll, LocalhostNodePorts: true,
+	}
+	if err := checkFlavour(f.flavour); err != nil {
+		return cfg, err
 	}
 	if f.masqueradeBit < 0 || f.masqueradeBit > 31 {
 		return cfg, fmt.Errorf("--iptables-masquerade-bit=%d is not within 0 to 31", f.masqueradeBit)

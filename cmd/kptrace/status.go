@@ -40,7 +40,7 @@ kptrace must have is missing, 2 for wrong usage.`,
 
   # Would kptrace work on this machine?
   kptrace status --kernel`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {
 				return usageErr(fmt.Errorf("-o: unknown format %q: use text or json", output))

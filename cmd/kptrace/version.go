@@ -8,10 +8,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is set by the linker; see the Makefile.
 const unreleased = "dev"
 
+// version is set by the linker; see the Makefile.
 var version = unreleased //nolint:gochecknoglobals // the linker writes it
+
+func versionLine() string {
+	return fmt.Sprintf("kptrace %s (%s, %s/%s)", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
 
 func newVersionCmd() *cobra.Command {
 	var output string
@@ -19,14 +23,17 @@ func newVersionCmd() *cobra.Command {
 		Use:     "version",
 		Short:   "Print the version",
 		Example: "  kptrace version\n  kptrace version -o json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "text" && output != "json" {
+				return usageErr(fmt.Errorf("-o: unknown format %q: use text or json", output))
+			}
 			if output == "json" {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{
 					"version": version, "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH,
 				})
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "kptrace %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), versionLine())
 			return err
 		},
 	}
