@@ -31,6 +31,12 @@ type Config struct {
 	Views func() []*proxy.View
 	// Emit gets every update. The Flow is immutable; it must not call back.
 	Emit func(*trace.Flow)
+	// Watched says whether anybody looks at updates as they come. While it
+	// says false, those of flows that have neither failed nor ended are put
+	// together for up to a second, and no entry is asked for its counters: the
+	// DESTROY brings them. It is called for each update and must be cheap. Nil
+	// is always.
+	Watched func() bool
 	// Ask asks for the entry with this original tuple. The answer comes as an
 	// Event of KindEntry or KindGone. False means not now. Nil is never.
 	Ask func(conntrack.Tuple) bool
@@ -48,15 +54,16 @@ type Config struct {
 }
 
 const (
-	finWait    = int64(40 * time.Millisecond)  // for the second FIN
-	settleWait = int64(5 * time.Millisecond)   // for the last ACK to be counted
-	askWait    = int64(200 * time.Millisecond) // for an answer
-	askAgain   = int64(10 * time.Second)       // after Ask said no
-	askMost    = int64(time.Hour)
-	udpExpiry  = int64(31 * time.Second)     // a new UDP entry's life and a little
-	raceWindow = int64(5 * time.Millisecond) // between datagrams that decide at once
-	endedKept  = int64(5 * time.Minute)      // for the DESTROY of an ended flow
-	startDump  = int64(10 * time.Second)     // entries this early come from the first dump
+	finWait       = int64(40 * time.Millisecond)  // for the second FIN
+	settleWait    = int64(5 * time.Millisecond)   // for the last ACK to be counted
+	askWait       = int64(200 * time.Millisecond) // for an answer
+	askAgain      = int64(10 * time.Second)       // after Ask said no
+	askMost       = int64(time.Hour)
+	udpExpiry     = int64(31 * time.Second)     // a new UDP entry's life and a little
+	unwatchedWait = int64(time.Second)          // for more to tell of a flow
+	raceWindow    = int64(5 * time.Millisecond) // between datagrams that decide at once
+	endedKept     = int64(5 * time.Minute)      // for the DESTROY of an ended flow
+	startDump     = int64(10 * time.Second)     // entries this early come from the first dump
 	// maxGenerations bounds the connections kept of one tuple.
 	maxGenerations = 8
 	maxHeld        = 8192
@@ -87,6 +94,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Views == nil {
 		c.Views = func() []*proxy.View { return nil }
+	}
+	if c.Watched == nil {
+		c.Watched = func() bool { return true }
 	}
 	if c.Emit == nil {
 		c.Emit = func(*trace.Flow) {}

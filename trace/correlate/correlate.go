@@ -117,7 +117,7 @@ func (c *Correlator) fire(r *rec, now int64) {
 		}
 	}
 	if r.flushDue != 0 && r.flushDue <= now {
-		c.publish(r)
+		c.emit(r)
 	}
 	c.arm(r)
 }
@@ -144,7 +144,7 @@ func (c *Correlator) Flows(f func(*trace.Flow) bool) {
 		if c.losses.overlap(r.start, c.now) && !r.f.Incomplete {
 			c.edit(r)
 		}
-		c.publish(r)
+		c.emit(r)
 		if !f(r.f) {
 			return
 		}

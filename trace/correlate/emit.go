@@ -53,8 +53,29 @@ func (r *rec) try(a trace.Attempt) {
 	r.f.Attempts = append(r.f.Attempts, a)
 }
 
-// publish emits the update being written, if any.
+// publish emits the update being written, if any, or soon if nobody looks.
 func (c *Correlator) publish(r *rec) {
+	if r.dirty && (r.phase == pending || r.phase == open) && !r.f.Outcome.Failed() && !c.cfg.Watched() {
+		c.show(r)
+		if r.flushDue == 0 {
+			r.flushDue = c.now + unwatchedWait
+		}
+		c.arm(r)
+		return
+	}
+	c.emit(r)
+}
+
+// show counts a flow as shown from now on.
+func (c *Correlator) show(r *rec) {
+	if !r.shown {
+		r.shown = true
+		c.stats.flows.Add(1)
+	}
+}
+
+// emit emits the update being written, if any.
+func (c *Correlator) emit(r *rec) {
 	r.flushDue = 0
 	if !r.dirty || !r.shown && r.phase == held {
 		return
@@ -66,10 +87,7 @@ func (c *Correlator) publish(r *rec) {
 		}
 		r.f.Incomplete = c.losses.overlap(r.start, to)
 	}
-	if !r.shown {
-		r.shown = true
-		c.stats.flows.Add(1)
-	}
+	c.show(r)
 	r.dirty = false
 	c.stats.emitted.Add(1)
 	c.cfg.Emit(r.f)

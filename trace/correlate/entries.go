@@ -32,6 +32,9 @@ func (c *Correlator) created(e *trace.Event) {
 		// A dump or an answer was quicker than the event.
 		r.existing = r.existing && r.shown
 		r.enter(e)
+		if r.phase == ended && r.over() {
+			c.remove(r)
+		}
 		return
 	}
 	r := c.add(e.Tuple, newest, e)
@@ -182,9 +185,11 @@ func (c *Correlator) entry(e *trace.Event) {
 		return
 	case r.phase == ended:
 		if !r.counted && tcpOver(e) && e.Out.Packets > 0 {
-			count(c.edit(r), e)
+			r.counted = count(c.edit(r), e)
 			c.publish(r)
-			c.remove(r)
+			if r.over() {
+				c.remove(r)
+			}
 		}
 		return
 	}

@@ -204,7 +204,7 @@ func (c *Correlator) finish(r *rec) {
 	r.phase, r.replyWait, r.asked = ended, false, false
 	r.holdDue = 0
 	c.publish(r)
-	if (r.counted && !r.halfClosed || r.destroyed) && !r.refused {
+	if r.over() {
 		c.remove(r)
 		return
 	}
@@ -213,6 +213,16 @@ func (c *Correlator) finish(r *rec) {
 	c.dropReply(r)
 	r.stateDue = c.now + endedKept
 	c.arm(r)
+}
+
+// over reports whether nothing more can come for an ended record. A NEW that
+// is still to come would otherwise be taken for another connection: an answer
+// of the kernel can be quicker than the event on a busy machine.
+func (r *rec) over() bool {
+	if r.refused {
+		return false
+	}
+	return r.destroyed || r.counted && !r.halfClosed && (r.newArrived != 0 || r.existing)
 }
 
 // idleSince lets a UDP flow have ended with the last packet known.

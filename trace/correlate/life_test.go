@@ -619,3 +619,34 @@ func TestTables(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// TestNewAfterTheEnd has the answer to a question come before the NEW of the
+// same entry, as on a machine that is short of CPU: one connection, one flow.
+func TestNewAfterTheEnd(t *testing.T) {
+	for _, masq := range []bool{false, true} {
+		l := newLab(t, nil)
+		l.canAsk = true
+		k := l.conn(foo, pod, ep2)
+		k.masq = masq
+		began := l.now
+		k.pick()
+		l.pass(ms)
+		k.synack()
+		l.pass(ms)
+		k.finOut().finIn()
+		l.wait(60 * ms)
+		k.entry(answered, state(conntrack.TCPTimeWait), packets(6, 5))
+		l.wait(300 * ms)
+		e := k.ct(trace.KindNew)
+		e.Time, e.KernelTime = began, true
+		k.send(e)
+		l.wait(2 * time.Second)
+		f := l.only()
+		if f.Outcome != trace.Closed || !f.Ended || !f.Counted {
+			t.Errorf("masqueraded %v: %s, ended %v, counted %v", masq, f.Outcome, f.Ended, f.Counted)
+		}
+		if st := l.c.Stats(); st.Open != 0 || st.Ended != 0 {
+			t.Errorf("masqueraded %v: records stay: %+v", masq, st)
+		}
+	}
+}

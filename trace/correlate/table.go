@@ -254,7 +254,7 @@ func (c *Correlator) evict(r *rec) {
 		f := c.edit(r)
 		f.Outcome, f.Reason, f.Ended, f.Missing = trace.Unknown, trace.NoReason, true, "evicted: the flow table was full"
 		c.stats.outcome(trace.Unknown)
-		c.publish(r)
+		c.emit(r)
 	default:
 		c.stats.evicted.Add(1)
 	}
