@@ -40,5 +40,7 @@ type Report struct {
 	Full bool
 	// Commits, Rules and Bytes count what was written.
 	Commits, Rules, Bytes int
-	Took                  time.Duration
+	// Tables counts the Rules by table, where the mode has tables.
+	Tables map[string]int
+	Took   time.Duration
 }

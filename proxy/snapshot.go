@@ -20,6 +20,16 @@ type Snapshot struct {
 	Skipped []Skipped
 	// Problems lists objects that could not be used, wholly or in part.
 	Problems []Problem
+	// Triggers says when what led to an EndpointSlice's present state
+	// happened, by "namespace/name" of the slice. It serves to measure only.
+	Triggers map[string]Trigger
+}
+
+// Trigger is the time of the change behind a slice, as its annotation
+// endpoints.kubernetes.io/last-change-trigger-time gives it.
+type Trigger struct {
+	At  time.Time
+	IP6 bool // the slice holds IPv6 addresses
 }
 
 // Node is a Kubernetes node as far as proxying needs it.
@@ -28,6 +38,9 @@ type Node struct {
 	Addrs      []netip.Addr
 	// PodCIDRs are the ranges of the pods on this node.
 	PodCIDRs []netip.Prefix
+	// Leaving is why the node should get no more traffic from load balancers,
+	// empty as long as it should: it is deleted, or drained for that.
+	Leaving string
 }
 
 // Pod names what is behind a pod address.

@@ -94,6 +94,8 @@ type Report struct {
 	// Commits, Bytes, Units and Rules count what the kernel took; Rules are
 	// the lines that append or insert a rule.
 	Commits, Bytes, Units, Rules int
+	// Tables counts the Rules by table.
+	Tables map[string]int
 	// Runs is how often iptables-restore was started, failures included.
 	Runs int
 	// Duration is the time it all took; LockWait the part of it that was spent

@@ -219,6 +219,10 @@ func (a *applying) done(b block) {
 		for _, l := range a.units[i].Lines {
 			if strings.HasPrefix(l, "-A ") || strings.HasPrefix(l, "-I ") {
 				a.rep.Rules++
+				if a.rep.Tables == nil {
+					a.rep.Tables = map[string]int{}
+				}
+				a.rep.Tables[a.units[i].Table]++
 			}
 		}
 	}

@@ -70,6 +70,20 @@ func (p *program) writeRules(b *bytes.Buffer, units []*unit, insert bool) {
 	}
 }
 
+// RuleCounts counts the rules of each table, jumps from built-in chains
+// included.
+func (p *program) RuleCounts() map[string]int {
+	n := map[string]int{}
+	for _, table := range tables {
+		n[table] = 0
+		p.eachChain(table, p.units, func(_ string, rules []string) { n[table] += len(rules) })
+	}
+	for i := range p.fixed.jumps {
+		n[p.fixed.jumps[i].table]++
+	}
+	return n
+}
+
 // eachChain calls f for every chain of a table, in a fixed order.
 func (p *program) eachChain(table string, units []*unit, f func(name string, rules []string)) {
 	for i := range p.fixed.shared {
