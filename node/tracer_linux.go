@@ -117,6 +117,7 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 	ct := ctevent.New(ctevent.Config{OnLoss: t.losses.add})
 	c := correlate.New(correlate.Config{
 		Node: t.cfg.Name, Views: t.views, Emit: t.emit, Ask: t.ask,
+		Watched:        func() bool { return t.watchers.Load() > 0 },
 		MasqueradeMark: t.cfg.MasqueradeMark, MaxFlows: maxFlows,
 	})
 	t.live.Store(&session{sources: []trace.Source{log, ct}, stats: c.Stats})
