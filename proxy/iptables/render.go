@@ -179,7 +179,8 @@ func (r *renderer) nodePortAddrs() []netip.Addr {
 }
 
 // trace adds our chain for the life of connections. Data packets meet one tcp
-// match in the built-in chain and go on.
+// match in the built-in chain and go on. The comment comes last: it is a match
+// like any other, and every packet that gets so far pays for it.
 func (r *renderer) trace(f *fixed) {
 	icmp := "icmp"
 	if r.cfg.Family == xtables.IPv6 {
@@ -192,10 +193,10 @@ func (r *renderer) trace(f *fixed) {
 			in = "! -i lo"
 		}
 		for _, rule := range []string{
-			line(in, "-p udp", about, "-m conntrack --ctstate DNAT --ctdir REPLY",
-				"-m connbytes --connbytes 1:1 --connbytes-mode packets --connbytes-dir reply", jump(chainTrace)),
-			line(in, "-p "+icmp, about, "-m conntrack --ctstate RELATED", jump(chainTrace)),
-			line(in, "-p tcp", about, "-m tcp ! --tcp-flags FIN,SYN,RST NONE", jump(chainTrace)),
+			line(in, "-p udp", "-m conntrack --ctstate DNAT --ctdir REPLY",
+				"-m connbytes --connbytes 1:1 --connbytes-mode packets --connbytes-dir reply", about, jump(chainTrace)),
+			line(in, "-p "+icmp, "-m conntrack --ctstate RELATED", about, jump(chainTrace)),
+			line(in, "-p tcp", "-m tcp ! --tcp-flags FIN,SYN,RST NONE", about, jump(chainTrace)),
 		} {
 			f.jumps = append(f.jumps, jumpRule{"mangle", from, rule, chainTrace})
 		}
