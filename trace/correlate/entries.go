@@ -107,6 +107,20 @@ func (c *Correlator) attach(r *rec, e *trace.Event) {
 	}
 }
 
+// otherEntry reports whether a DESTROY is certainly not of the entry r has:
+// NEW and DESTROY come in order, unless lost, so r's NEW comes first, also
+// where an answer has told of the entry already. Different ids and times of
+// making prove it too; equal ids prove nothing, for ids recur.
+func (c *Correlator) otherEntry(r *rec, e *trace.Event) bool {
+	switch {
+	case r.newArrived == 0 && !r.existing:
+		return !c.losses.of(trace.Conntrack, r.start, e.Time)
+	case r.f.CTID != 0 && e.CTID != 0 && r.f.CTID != e.CTID:
+		return true
+	}
+	return r.newTime != 0 && e.Start != 0 && r.newTime-e.Start > int64(time.Millisecond)
+}
+
 // count writes an entry's counters to an update, if the kernel kept any.
 func count(f *trace.Flow, e *trace.Event) bool {
 	if e.Out.Packets == 0 {
@@ -122,7 +136,9 @@ func (c *Correlator) destroyed(e *trace.Event) {
 		return
 	}
 	newest := c.find(e.Tuple)
-	r := oldest(newest, func(r *rec) bool { return r.oldEntries > 0 || r.newSeen && !r.destroyed && !r.refused })
+	r := oldest(newest, func(r *rec) bool {
+		return r.oldEntries > 0 || r.newSeen && !r.destroyed && !r.refused && !c.otherEntry(r, e)
+	})
 	if r != nil && r.oldEntries > 0 {
 		r.oldEntries-- // of an attempt before
 		return

@@ -650,3 +650,43 @@ func TestNewAfterTheEnd(t *testing.T) {
 		}
 	}
 }
+
+// TestDestroyOfTheOneBefore reuses a port on a machine short of CPU: the old
+// entry's DESTROY and the new one's NEW come when all else is over.
+func TestDestroyOfTheOneBefore(t *testing.T) {
+	l := newLab(t, nil)
+	l.canAsk = true
+	whole := func(k *conn) {
+		k.pick()
+		l.pass(ms)
+		k.synack()
+		l.pass(ms)
+		k.finOut().finIn()
+		l.wait(60 * ms)
+		k.entry(answered, state(conntrack.TCPTimeWait), packets(6, 5))
+		l.wait(300 * ms)
+	}
+	first := l.conn(foo, pod, ep2)
+	first.new()
+	whole(first)
+	second := l.conn(foo, pod, ep1)
+	second.src, second.isn = first.src, first.isn+99
+	began := l.now
+	whole(second)
+	first.destroy(answered, packets(6, 5))
+	e := second.ct(trace.KindNew)
+	e.Time, e.KernelTime = began, true
+	second.send(e)
+	l.wait(5 * time.Second)
+	if len(l.flows) != 2 {
+		for _, f := range l.flows {
+			t.Logf("%v %s id %d %s", f.Tuple, f.Outcome, f.CTID, f.Decision.Note)
+		}
+		t.Fatalf("%d flows of 2 connections", len(l.flows))
+	}
+	for _, f := range l.flows {
+		if f.Outcome != trace.Closed || !f.Decision.Known {
+			t.Errorf("%v: %s, decision known %v", f.Tuple, f.Outcome, f.Decision.Known)
+		}
+	}
+}
