@@ -12,6 +12,7 @@ package nfnl
 const (
 	SubsysConntrack = 1
 	SubsysULog      = 4
+	SubsysNFTables  = 10
 )
 
 // The multicast groups of conntrack events (linux/netfilter/nfnetlink.h).
@@ -20,6 +21,9 @@ const (
 	GroupConntrackUpdate  = 2
 	GroupConntrackDestroy = 3
 )
+
+// GroupNFTables is the multicast group of changes to nf_tables.
+const GroupNFTables = 7
 
 // Address families as they stand in an nfgenmsg, which are Linux's numbers on
 // every system that decodes a recording.

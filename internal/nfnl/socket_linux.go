@@ -105,6 +105,38 @@ func (s *Socket) Join(group int) error {
 	return nil
 }
 
+// Leave leaves a multicast group. What has arrived stays to be read.
+func (s *Socket) Leave(group int) error {
+	err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_DROP_MEMBERSHIP, group)
+	if err != nil {
+		return fmt.Errorf("nfnl: leaving group %d: %w", group, err)
+	}
+	return nil
+}
+
+// Drain hands what has arrived to f, datagram by datagram, and does not wait.
+// It is for streams that somebody looks at now and then; see Receive for
+// others. Overrun says that the kernel had to drop something.
+func (s *Socket) Drain(f func(data []byte)) (overrun bool, err error) {
+	if s.answers == nil {
+		s.answers = make([]byte, maxDatagram)
+	}
+	for {
+		n, err := unix.Read(s.fd, s.answers)
+		switch {
+		case err == nil && n > 0:
+			f(s.answers[:n])
+		case err == nil, errors.Is(err, unix.EAGAIN):
+			return overrun, nil
+		case errors.Is(err, unix.ENOBUFS):
+			overrun = true
+		case errors.Is(err, unix.EINTR):
+		default:
+			return overrun, fmt.Errorf("nfnl: reading messages: %w", err)
+		}
+	}
+}
+
 // Request sends one message and waits for the kernel to acknowledge it. A
 // refusal is an error in which errors.Is finds the errno. Other messages that
 // arrive meanwhile are kept for Receive.

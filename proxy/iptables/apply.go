@@ -24,6 +24,7 @@ func (b *Backend) Apply(ctx context.Context, prog proxy.Program) (proxy.Report, 
 	b.apply.Lock()
 	defer b.apply.Unlock()
 	var rep proxy.Report
+	defer b.settle(&rep)
 	changes, err := b.changes(ctx, p, &rep)
 	if err != nil {
 		return rep, fmt.Errorf("proxy/iptables: applying: %w", err)
@@ -37,6 +38,21 @@ func (b *Backend) Apply(ctx context.Context, prog proxy.Program) (proxy.Report, 
 	return rep, err
 }
 
+// settle lets the watch know what was written.
+func (b *Backend) settle(rep *proxy.Report) {
+	if b.watch != nil {
+		b.watch.Settle(rep.Commits)
+	}
+}
+
+// pause lets the watch know that we are about to write; all says that whole
+// tables are compared before.
+func (b *Backend) pause(all bool) {
+	if b.watch != nil {
+		b.watch.Pause(all)
+	}
+}
+
 // Forget makes the next Apply read the live tables, for a caller who has reason
 // to think that others wrote to them.
 func (b *Backend) Forget() {
@@ -48,12 +64,15 @@ func (b *Backend) Forget() {
 // changes lists what turns the kernel's state into p.
 func (b *Backend) changes(ctx context.Context, p *program, rep *proxy.Report) ([]Change, error) {
 	if b.applied != nil && b.applied.fixed.same(p.fixed) {
+		b.pause(false)
 		return p.since(b.applied), nil
 	}
 	rep.Full = true
 	if err := b.connect(ctx); err != nil {
 		return nil, err
 	}
+	b.pause(true)
+	defer func(start time.Time) { b.lastFull = time.Since(start) }(time.Now())
 	have, err := b.runner.Save(ctx, "")
 	if err != nil {
 		return nil, err
@@ -88,6 +107,12 @@ func (b *Backend) run(ctx context.Context, plan xtables.Plan, rep *proxy.Report)
 	rep.Commits += done.Commits
 	rep.Rules += done.Rules
 	rep.Bytes += done.Bytes
+	for table, n := range done.Tables {
+		if rep.Tables == nil {
+			rep.Tables = map[string]int{}
+		}
+		rep.Tables[table] += n
+	}
 	return done.Failed, err
 }
 

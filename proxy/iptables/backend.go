@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"sync"
+	"time"
 
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
@@ -11,6 +12,8 @@ import (
 // proxy.Backend.
 type Backend struct {
 	cfg Config
+	// lookEvery is what Watch waits between looks; tests shorten it.
+	lookEvery time.Duration
 
 	render   sync.Mutex // protects what follows
 	memo     map[proxy.PortName]*unit
@@ -22,12 +25,18 @@ type Backend struct {
 	runner  *xtables.Runner // nil until the flavour is settled
 	// applied is what the kernel is known to hold, nil if nothing is known.
 	applied *program
+	watch   *xtables.Watch // nil while nobody watches
+	// lastFull is how long the last reading and comparing of all took.
+	lastFull time.Duration
+
+	drift      sync.Mutex // protects what follows
+	driftStats DriftStats
 }
 
 var _ proxy.Backend = (*Backend)(nil)
 
 // New returns a Backend that has not touched the kernel.
-func New(cfg Config) *Backend { return &Backend{cfg: cfg.withDefaults()} }
+func New(cfg Config) *Backend { return &Backend{cfg: cfg.withDefaults(), lookEvery: lookEvery} }
 
 // Mode returns proxy.IPTables.
 func (b *Backend) Mode() proxy.Mode { return proxy.IPTables }
