@@ -12,79 +12,55 @@ import (
 	"github.com/kptrace/kptrace/proxy"
 )
 
-// endpoints gives every Service port the endpoints of its slices.
-func (c *converter) endpoints() {
-	byService := map[string][]*discoveryv1.EndpointSlice{}
-	known := map[string]bool{}
-	for i := range c.objects.Services {
-		known[c.objects.Services[i].Namespace+"/"+c.objects.Services[i].Name] = true
+// endpoints gives a Service port the endpoints of its name, protocol and
+// family.
+func (p *part) endpoints(s *proxy.Service, all []*discoveryv1.EndpointSlice) {
+	type keyed struct {
+		key string
+		ep  proxy.Endpoint
 	}
-	for i := range c.objects.Slices {
-		slice := &c.objects.Slices[i]
-		if _, ok := slice.Labels[labelHeadless]; ok {
+	var list []keyed
+	at := map[netip.AddrPort]int{}
+	for _, slice := range all {
+		port, ok := portOf(s, slice)
+		if !ok {
 			continue
 		}
-		name := slice.Labels[discoveryv1.LabelServiceName]
-		switch {
-		case name == "":
-			c.problem("EndpointSlice", slice.Namespace, slice.Name, "metadata.labels",
-				"has no label %s: it belongs to no Service", discoveryv1.LabelServiceName)
-		case !known[slice.Namespace+"/"+name]:
-			c.problem("EndpointSlice", slice.Namespace, slice.Name, "metadata.labels",
-				"belongs to Service %s/%s, which does not exist", slice.Namespace, name)
-		default:
-			byService[slice.Namespace+"/"+name] = append(byService[slice.Namespace+"/"+name], slice)
-			c.checkSlice(slice)
+		for i := range slice.Endpoints {
+			ep := &slice.Endpoints[i]
+			ip, err := endpointAddr(slice, ep)
+			if err != nil {
+				continue
+			}
+			e := p.endpoint(slice, ep, netip.AddrPortFrom(ip, port))
+			// The same address in several slices: one that is not
+			// terminating wins.
+			if i, ok := at[e.Addr]; !ok {
+				at[e.Addr] = len(list)
+				list = append(list, keyed{e.Addr.String(), e})
+			} else if list[i].ep.Terminating && !e.Terminating {
+				list[i].ep = e
+			}
 		}
 	}
-	for i := range c.snap.Services {
-		s := &c.snap.Services[i]
-		merged := map[netip.AddrPort]proxy.Endpoint{}
-		for _, slice := range byService[s.Name.Namespace+"/"+s.Name.Name] {
-			c.merge(s, slice, merged)
-		}
-		for _, ep := range merged {
-			s.Endpoints = append(s.Endpoints, ep)
-		}
-		slices.SortFunc(s.Endpoints, func(a, b proxy.Endpoint) int {
-			return strings.Compare(a.Addr.String(), b.Addr.String())
-		})
-	}
-}
-
-// checkSlice reports faults of a slice once, whatever Services use it.
-func (c *converter) checkSlice(slice *discoveryv1.EndpointSlice) {
-	bad := func(field, format string, args ...any) {
-		c.problem("EndpointSlice", slice.Namespace, slice.Name, field, format, args...)
-	}
-	switch slice.AddressType {
-	case discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6, discoveryv1.AddressTypeFQDN:
-	default:
-		bad("addressType", "%q is not IPv4, IPv6 or FQDN", slice.AddressType)
-	}
-	if len(slice.Ports) == 0 && len(slice.Endpoints) > 0 {
-		bad("ports", "is empty: its %d endpoints are left out", len(slice.Endpoints))
-	}
-	for i, p := range slice.Ports {
-		if p.Port == nil || *p.Port < 1 || *p.Port > 65535 {
-			bad(fmt.Sprintf("ports[%d].port", i), "is missing or not within 1 to 65535: endpoints of port %q are left out", value(p.Name))
-		}
-	}
-	for i, ep := range slice.Endpoints {
-		field := fmt.Sprintf("endpoints[%d].addresses", i)
-		if len(ep.Addresses) == 0 {
-			bad(field, "is empty")
-		} else if ip, err := netip.ParseAddr(ep.Addresses[0]); err != nil && slice.AddressType != discoveryv1.AddressTypeFQDN {
-			bad(field, "%q is not an IP address", ep.Addresses[0])
-		} else if err == nil && ip.Is6() != (slice.AddressType == discoveryv1.AddressTypeIPv6) {
-			bad(field, "%s does not fit addressType %s", ip, slice.AddressType)
-		}
-	}
-}
-
-func (c *converter) merge(s *proxy.Service, slice *discoveryv1.EndpointSlice, into map[netip.AddrPort]proxy.Endpoint) {
-	if (slice.AddressType == discoveryv1.AddressTypeIPv6) != s.Is6() || slice.AddressType == discoveryv1.AddressTypeFQDN {
+	if len(list) == 0 {
 		return
+	}
+	slices.SortFunc(list, func(a, b keyed) int { return strings.Compare(a.key, b.key) })
+	s.Endpoints = make([]proxy.Endpoint, len(list))
+	for i := range list {
+		s.Endpoints[i] = list[i].ep
+	}
+}
+
+// portOf returns the port that a slice's endpoints serve s on.
+func portOf(s *proxy.Service, slice *discoveryv1.EndpointSlice) (uint16, bool) {
+	want := discoveryv1.AddressTypeIPv4
+	if s.Is6() {
+		want = discoveryv1.AddressTypeIPv6
+	}
+	if slice.AddressType != want {
+		return 0, false
 	}
 	for _, p := range slice.Ports {
 		if p.Port == nil || *p.Port < 1 || *p.Port > 65535 || value(p.Name) != s.Name.Port {
@@ -97,29 +73,53 @@ func (c *converter) merge(s *proxy.Service, slice *discoveryv1.EndpointSlice, in
 				continue
 			}
 		}
-		if proto != s.Name.Proto {
-			continue
+		if proto == s.Name.Proto {
+			return uint16(*p.Port), true
 		}
-		for i := range slice.Endpoints {
-			ep := &slice.Endpoints[i]
-			if len(ep.Addresses) == 0 {
-				continue
-			}
-			ip, err := netip.ParseAddr(ep.Addresses[0])
-			if err != nil || ip.Is6() != s.Is6() {
-				continue
-			}
-			e := c.endpoint(slice, ep, netip.AddrPortFrom(ip, uint16(*p.Port)))
-			// The same address in several slices: one that is not
-			// terminating wins.
-			if old, ok := into[e.Addr]; !ok || old.Terminating && !e.Terminating {
-				into[e.Addr] = e
-			}
+	}
+	return 0, false
+}
+
+// endpointAddr returns the address of an endpoint, which is its first one: the
+// others have no meaning.
+func endpointAddr(slice *discoveryv1.EndpointSlice, ep *discoveryv1.Endpoint) (netip.Addr, error) {
+	if len(ep.Addresses) == 0 {
+		return netip.Addr{}, fmt.Errorf("is empty")
+	}
+	ip, err := parseAddr(ep.Addresses[0])
+	if err == nil && ip.Is6() != (slice.AddressType == discoveryv1.AddressTypeIPv6) {
+		err = fmt.Errorf("%s does not fit addressType %s", ip, slice.AddressType)
+	}
+	return ip, err
+}
+
+// checkSlice reports faults of a slice once, whatever ports use it.
+func (p *part) checkSlice(slice *discoveryv1.EndpointSlice) {
+	bad := func(field, format string, args ...any) { p.bad("EndpointSlice", slice.Name, field, format, args...) }
+	switch slice.AddressType {
+	case discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6:
+	case discoveryv1.AddressTypeFQDN:
+		return // names are nothing to send packets to
+	default:
+		bad("addressType", "%q is not IPv4, IPv6 or FQDN", slice.AddressType)
+		return
+	}
+	if len(slice.Ports) == 0 && len(slice.Endpoints) > 0 {
+		bad("ports", "is empty: its %d endpoints are left out", len(slice.Endpoints))
+	}
+	for i, p := range slice.Ports {
+		if p.Port == nil || *p.Port < 1 || *p.Port > 65535 {
+			bad(fmt.Sprintf("ports[%d].port", i), "is missing or not within 1 to 65535: endpoints of port %q are left out", value(p.Name))
+		}
+	}
+	for i := range slice.Endpoints {
+		if _, err := endpointAddr(slice, &slice.Endpoints[i]); err != nil {
+			bad(fmt.Sprintf("endpoints[%d].addresses", i), "%v", err)
 		}
 	}
 }
 
-func (c *converter) endpoint(slice *discoveryv1.EndpointSlice, ep *discoveryv1.Endpoint, addr netip.AddrPort) proxy.Endpoint {
+func (p *part) endpoint(slice *discoveryv1.EndpointSlice, ep *discoveryv1.Endpoint, addr netip.AddrPort) proxy.Endpoint {
 	e := proxy.Endpoint{
 		Addr:        addr,
 		Ready:       ep.Conditions.Ready == nil || *ep.Conditions.Ready,
@@ -128,20 +128,22 @@ func (c *converter) endpoint(slice *discoveryv1.EndpointSlice, ep *discoveryv1.E
 		Node:        value(ep.NodeName),
 		Zone:        value(ep.Zone),
 	}
-	e.Local = e.Node != "" && e.Node == c.snap.Node.Name
+	e.Local = e.Node != "" && e.Node == p.node
 	if r := ep.TargetRef; r != nil && (r.Kind == "Pod" || r.Kind == "") {
 		e.Pod, e.Namespace = r.Name, r.Namespace
 		if e.Namespace == "" {
 			e.Namespace = slice.Namespace
 		}
-	} else if p, ok := c.snap.Pods[addr.Addr()]; ok {
-		e.Pod, e.Namespace = p.Name, p.Namespace
 	}
-	if p, ok := c.snap.Pods[addr.Addr()]; !ok && e.Pod != "" {
-		// Names from slices serve clients too: an endpoint may call others.
-		c.snap.Pods[addr.Addr()] = proxy.Pod{Namespace: e.Namespace, Name: e.Pod, Node: e.Node}
-	} else if e.Node == "" {
-		e.Node = p.Node
+	if e.Pod == "" || e.Node == "" {
+		p.Looked = true
+		pod := p.pods[addr.Addr()]
+		if e.Pod == "" {
+			e.Pod, e.Namespace = pod.Name, pod.Namespace
+		}
+		if e.Node == "" {
+			e.Node = pod.Node // for display: an endpoint is local only if its slice says so
+		}
 	}
 	if h := ep.Hints; h != nil {
 		for _, z := range h.ForZones {

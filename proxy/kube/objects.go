@@ -1,6 +1,8 @@
 package kube
 
 import (
+	"strings"
+
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
@@ -16,8 +18,14 @@ type Objects struct {
 	Origin map[string]string
 }
 
-func (o *Objects) file(kind, namespace, name string) string {
-	return o.Origin[Key(kind, namespace, name)]
+// file finds the origin of an object by the name that a Problem gives it.
+func (o *Objects) file(object string) string {
+	kind, name, _ := strings.Cut(object, " ")
+	namespace, rest, ok := strings.Cut(name, "/")
+	if !ok {
+		namespace, rest = "", name
+	}
+	return o.Origin[Key(kind, namespace, rest)]
 }
 
 // Key is the key of Origin.
