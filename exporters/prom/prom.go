@@ -1,0 +1,124 @@
+package prom
+
+import (
+	"net/http"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/kptrace/kptrace/proxy"
+)
+
+// The values of the label ip_family.
+const (
+	IPv4 = "IPv4"
+	IPv6 = "IPv6"
+)
+
+// Config says where the values come from.
+type Config struct {
+	// Version is kptrace's own.
+	Version string
+	// Families are the address families the proxy programs: IPv4, IPv6 or
+	// both.
+	Families []string
+	// Mode is the mode in use, Wanted the one that was asked for.
+	Mode, Wanted proxy.Mode
+	// Sync says what the Syncer has done.
+	Sync func() proxy.SyncStats
+	// Packets reads a kernel packet counter by its nfacct name. It reports
+	// false where the kernel has none; the metric is then absent, as
+	// kube-proxy's is. Nil means it always does.
+	Packets func(name string) (uint64, bool)
+	// Started is when the process started: changes that happened before are
+	// not its to measure.
+	Started time.Time
+}
+
+// Exporter holds the metrics of one node.
+type Exporter struct {
+	cfg      Config
+	registry *prometheus.Registry
+	sync     syncMetrics
+	probes   *prometheus.CounterVec
+	lives    *prometheus.CounterVec
+
+	mu       sync.Mutex
+	asked    *proxy.Snapshot // the newest that was asked for
+	good     *proxy.View     // the newest the kernel took as a whole
+	last     proxy.Report    // of the newest sync that wrote
+	triggers map[string]proxy.Trigger
+	services uint64 // changes so far
+	slices   uint64
+	counted  *proxy.View // the View that the next two were made of
+	noLocal  map[policyFamily]int
+	rules    map[string]int
+}
+
+// New returns an Exporter that nobody has scraped.
+func New(cfg Config) *Exporter {
+	e := &Exporter{cfg: cfg, registry: prometheus.NewRegistry(), sync: newSyncMetrics(cfg.Families)}
+	e.probes = newCounter("proxy_healthz_total", "Cumulative proxy healthz HTTP status", "code")
+	e.lives = newCounter("proxy_livez_total", "Cumulative proxy livez HTTP status", "code")
+	for _, code := range []string{"200", "503"} {
+		e.probes.WithLabelValues(code)
+		e.lives.WithLabelValues(code)
+	}
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "kptrace_build_info", Help: "Always 1; the labels say what was built with what.",
+	}, []string{"version", "go_version"})
+	build.WithLabelValues(cfg.Version, runtime.Version()).Set(1)
+	e.registry.MustRegister(e.probes, e.lives, build, e.fallback(), state{e},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	e.registry.MustRegister(e.sync.all()...)
+	return e
+}
+
+// fallback says whether the mode in use is another than the wanted one.
+func (e *Exporter) fallback() prometheus.Collector {
+	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "kptrace_proxy_mode_fallback",
+		Help: "1 if the proxy runs in another mode than the wanted one because that cannot run here, else 0.",
+	}, []string{"wanted", "mode"})
+	wanted := e.cfg.Wanted
+	if wanted == "" {
+		wanted = e.cfg.Mode
+	}
+	g := v.WithLabelValues(string(wanted), string(e.cfg.Mode))
+	if wanted != e.cfg.Mode {
+		g.Set(1)
+	}
+	return v
+}
+
+// Handler serves the metrics, in OpenMetrics where the scraper prefers it. One
+// metric that fails does not hide the others.
+func (e *Exporter) Handler() http.Handler {
+	return promhttp.HandlerFor(e.registry, promhttp.HandlerOpts{
+		ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true,
+	})
+}
+
+// Asked notes that snap is now what is wanted. Call it for each Snapshot, in
+// their order.
+func (e *Exporter) Asked(snap *proxy.Snapshot) {
+	e.mu.Lock()
+	before := e.asked
+	e.mu.Unlock()
+	services, endpoints := changes(before, snap)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.asked = snap
+	e.services += uint64(services)
+	e.slices += uint64(endpoints)
+}
+
+// Healthz and Livez note the code that a probe was answered with.
+func (e *Exporter) Healthz(code int) { e.probes.WithLabelValues(codeText(code)).Inc() }
+
+// Livez is to /livez what Healthz is to /healthz.
+func (e *Exporter) Livez(code int) { e.lives.WithLabelValues(codeText(code)).Inc() }
