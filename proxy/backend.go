@@ -21,6 +21,43 @@ type Backend interface {
 	Cleanup(context.Context) error
 }
 
+// Forgetter is a Backend that knows what the kernel holds. After Forget its next
+// Apply finds out anew, compares everything and writes what differs.
+type Forgetter interface {
+	Forget()
+}
+
+// Watcher is a Backend that can tell when others write to what it programs.
+type Watcher interface {
+	// Watch calls changed when somebody did, until ctx ends, which is no
+	// error. It then expects Forget and Apply, as Syncer.Resync brings about.
+	// It calls the more rarely the more often it has to, so that a repair that
+	// somebody undoes again and again costs little.
+	Watch(ctx context.Context, changed func(Drift)) error
+	// DriftStats may be called at any time.
+	DriftStats() DriftStats
+}
+
+// Drift is a suspicion that the kernel does not hold what Apply wrote.
+type Drift struct {
+	// Certain says that rules of ours were changed; else somebody wrote in a
+	// way that has to be looked at.
+	Certain bool
+	// What says for people what was seen.
+	What string
+}
+
+// DriftStats says what a Watcher has seen.
+type DriftStats struct {
+	// Certain counts how often rules of ours had been changed by others,
+	// Doubts how often that could not be ruled out, Held the looks at which a
+	// repair was put off because the last one was too short ago.
+	Certain, Doubts, Held uint64
+	// Last is when and LastWhat what was seen last.
+	Last     time.Time
+	LastWhat string
+}
+
 // Program is the desired state of one mode: what it means and what it does.
 // It is immutable and safe for concurrent use.
 type Program interface {

@@ -24,6 +24,10 @@ type SyncerConfig struct {
 	// Retry is the wait after a failed sync: 1 s if zero. It doubles up to
 	// 30 s while syncs keep failing.
 	Retry time.Duration
+	// FullEvery is the longest time from one comparison of everything to the
+	// next, by which also such changes of others are found that nobody saw: 1 h
+	// if zero, never if negative. It needs a Backend that is a Forgetter.
+	FullEvery time.Duration
 	// Observe is called after each sync with its View, whose Done and Err are
 	// set, and what was written. It must not wait. Nil means nobody looks.
 	Observe func(*View, Report)
@@ -41,12 +45,15 @@ type Syncer struct {
 	want    *Snapshot
 	overlay Overlay
 	fresh   time.Time // the first change since the last sync began
+	forget  bool      // the next sync is to compare everything
 	stats   SyncStats
 }
 
 // SyncStats says what a Syncer has done.
 type SyncStats struct {
-	Syncs, Failures uint64
+	// Syncs counts all, Full those that compared everything, and Failures
+	// those that could not program all.
+	Syncs, Full, Failures uint64
 	// Pending is set while a change has not reached the kernel.
 	Pending bool
 	// PendingSince is when the oldest such change was asked for, zero if there
@@ -68,6 +75,9 @@ func NewSyncer(cfg SyncerConfig) *Syncer {
 	}
 	if cfg.Retry == 0 {
 		cfg.Retry = time.Second
+	}
+	if cfg.FullEvery == 0 {
+		cfg.FullEvery = time.Hour
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -91,6 +101,16 @@ func (s *Syncer) SetOverlay(o Overlay) {
 	s.mu.Lock()
 	s.overlay = o
 	s.queued()
+	s.mu.Unlock()
+	s.kick()
+}
+
+// Resync makes the next sync compare everything and repair what differs, for a
+// caller who has reason to think that others wrote to the kernel. It returns at
+// once.
+func (s *Syncer) Resync() {
+	s.mu.Lock()
+	s.forget = true
 	s.mu.Unlock()
 	s.kick()
 }
@@ -139,6 +159,11 @@ func (s *Syncer) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	timer.Stop()
 	defer timer.Stop()
+	full := time.NewTimer(s.cfg.FullEvery)
+	defer full.Stop()
+	if s.cfg.FullEvery < 0 {
+		full.Stop()
+	}
 	var notBefore time.Time
 	retry := s.cfg.Retry
 	for {
@@ -147,6 +172,8 @@ func (s *Syncer) Run(ctx context.Context) error {
 			return nil
 		case <-s.wake:
 		case <-timer.C:
+		case <-full.C:
+			s.Resync()
 		}
 		if wait := time.Until(notBefore); wait > 0 {
 			timer.Reset(wait)
@@ -159,7 +186,10 @@ func (s *Syncer) Run(ctx context.Context) error {
 		if snap == nil {
 			continue
 		}
-		err := s.sync(ctx, snap, overlay)
+		report, err := s.sync(ctx, snap, overlay)
+		if report.Full && s.cfg.FullEvery > 0 {
+			full.Reset(s.cfg.FullEvery)
+		}
 		notBefore = time.Now().Add(s.cfg.MinInterval)
 		if err == nil {
 			retry = s.cfg.Retry
@@ -176,26 +206,38 @@ func (s *Syncer) Run(ctx context.Context) error {
 
 // sync does one sync and publishes its View: before the first commit, because
 // packets follow new rules before the last one, and after it with the result.
-func (s *Syncer) sync(ctx context.Context, snap *Snapshot, overlay Overlay) (err error) {
+func (s *Syncer) sync(ctx context.Context, snap *Snapshot, overlay Overlay) (report Report, err error) {
 	start := time.Now()
 	v := &View{Mode: s.cfg.Backend.Mode(), Snapshot: snap, Overlay: overlay, From: start}
-	v.Program = s.cfg.Backend.Render(snap, overlay)
 	older := s.Views()
-	s.publish(v, older)
-
-	report, err := s.apply(ctx, v.Program)
+	err = caught("rendering", func() error {
+		v.Program = s.cfg.Backend.Render(snap, overlay)
+		return nil
+	})
 	done := *v
-	done.Done, done.Err = time.Now(), err
-	s.publish(&done, older)
+	if err == nil {
+		s.publish(v, older)
+		err = caught("programming", func() (err error) {
+			report, err = s.apply(ctx, v.Program)
+			return err
+		})
+		done.Done, done.Err = time.Now(), err
+		s.publish(&done, older)
+	} else {
+		done.Done, done.Err = time.Now(), err
+	}
 
 	report.Took = done.Done.Sub(start)
-	if s.cfg.Observe != nil {
+	if s.cfg.Observe != nil && done.Program != nil {
 		defer s.cfg.Observe(&done, report)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := &s.stats
 	st.Syncs++
+	if report.Full {
+		st.Full++
+	}
 	st.LastStart, st.LastEnd, st.LastError, st.LastReport = start, done.Done, err, report
 	if err != nil {
 		st.Failures++
@@ -204,22 +246,35 @@ func (s *Syncer) sync(ctx context.Context, snap *Snapshot, overlay Overlay) (err
 		st.Pending = !s.fresh.IsZero()
 	}
 	s.cfg.Logger.Debug("sync: done", "took", st.LastReport.Took, "commits", report.Commits, "rules", report.Rules, "full", report.Full, "err", err)
-	return err
+	return report, err
 }
 
-// apply turns a panic of the backend into an error: a fault in programming one
-// generation must not end the proxy.
-func (s *Syncer) apply(ctx context.Context, p Program) (r Report, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = fmt.Errorf("proxy: panic while programming: %v\n%s", v, debug.Stack())
-		}
-	}()
-	r, err = s.cfg.Backend.Apply(ctx, p)
+// apply hands a Program to the backend, which forgets what it knows first if
+// that was asked for.
+func (s *Syncer) apply(ctx context.Context, p Program) (Report, error) {
+	s.mu.Lock()
+	forget := s.forget
+	s.forget = false
+	s.mu.Unlock()
+	if f, ok := s.cfg.Backend.(Forgetter); ok && forget {
+		f.Forget()
+	}
+	r, err := s.cfg.Backend.Apply(ctx, p)
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return r, fmt.Errorf("proxy: stopped while programming: %w", err)
 	}
 	return r, err
+}
+
+// caught turns a panic of the backend into an error: a fault in programming one
+// generation must not end the proxy.
+func caught(doing string, f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("proxy: panic while %s: %v\n%s", doing, v, debug.Stack())
+		}
+	}()
+	return f()
 }
 
 func (s *Syncer) publish(v *View, older []*View) {

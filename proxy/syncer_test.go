@@ -15,6 +15,8 @@ type fakeBackend struct {
 	applied []*Snapshot
 	fail    int
 	panics  bool
+	forgot  int
+	full    bool
 	took    time.Duration
 	started func()
 }
@@ -46,7 +48,15 @@ func (b *fakeBackend) Apply(_ context.Context, p Program) (Report, error) {
 		return Report{}, errors.New("the kernel said no")
 	}
 	b.applied = append(b.applied, p.(fakeProgram).snap)
-	return Report{Commits: 1}, nil
+	full := b.full
+	b.full = false
+	return Report{Commits: 1, Full: full}, nil
+}
+
+func (b *fakeBackend) Forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.forgot, b.full = b.forgot+1, true
 }
 
 func (b *fakeBackend) got() []*Snapshot {
@@ -116,6 +126,32 @@ func TestSyncerSurvivesPanic(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		if len(b.got()) != 1 || s.Stats().Failures != 1 {
 			t.Errorf("stats = %+v, applied %d", s.Stats(), len(b.got()))
+		}
+	})
+}
+
+func TestSyncerResync(t *testing.T) {
+	b := &fakeBackend{}
+	run(t, b, func(s *Syncer) {
+		s.Resync() // with nothing to program yet
+		time.Sleep(time.Minute)
+		if len(b.got()) != 0 {
+			t.Error("programmed before the first Snapshot")
+		}
+		s.Set(&Snapshot{})
+		time.Sleep(time.Minute)
+		if len(b.got()) != 1 || b.forgot != 1 {
+			t.Errorf("%d syncs, %d full", len(b.got()), b.forgot)
+		}
+		s.Resync()
+		s.Resync()
+		time.Sleep(time.Minute)
+		if st := s.Stats(); len(b.got()) > 3 || b.forgot != 2 || st.Full != 2 || st.Pending {
+			t.Errorf("%d syncs, %d full: %+v", len(b.got()), b.forgot, st)
+		}
+		time.Sleep(2*time.Hour + 2*time.Minute)
+		if b.forgot != 4 {
+			t.Errorf("%d full syncs two hours later, want 4", b.forgot)
 		}
 	})
 }

@@ -30,10 +30,14 @@ type Backend struct {
 	lastFull time.Duration
 
 	drift      sync.Mutex // protects what follows
-	driftStats DriftStats
+	driftStats proxy.DriftStats
 }
 
-var _ proxy.Backend = (*Backend)(nil)
+var (
+	_ proxy.Backend   = (*Backend)(nil)
+	_ proxy.Forgetter = (*Backend)(nil)
+	_ proxy.Watcher   = (*Backend)(nil)
+)
 
 // New returns a Backend that has not touched the kernel.
 func New(cfg Config) *Backend { return &Backend{cfg: cfg.withDefaults(), lookEvery: lookEvery} }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
 )
 
 const (
@@ -25,33 +26,13 @@ const (
 	doubtShare = 100
 )
 
-// DriftStats says what Watch has seen.
-type DriftStats struct {
-	// Certain counts how often rules of ours had been changed by others,
-	// Doubts how often that could not be ruled out, Held the looks at which a
-	// repair was put off because the last one was too short ago.
-	Certain, Doubts, Held uint64
-	// Last is when and LastWhat what was seen last.
-	Last     time.Time
-	LastWhat string
-}
-
-// Drift is a suspicion that the kernel does not hold what Apply wrote.
-type Drift struct {
-	// Certain says that rules of ours were changed; else somebody wrote in a
-	// way that has to be looked at.
-	Certain bool
-	// What says for people what was seen.
-	What string
-}
-
 // Watch calls changed when others wrote to our tables, until ctx ends, which
 // is no error: within a second where the kernel tells, within 4 s where the
 // content of legacy tables has to be read and whoever wrote took the lock of
 // iptables. It then expects Forget and Apply,
 // which compare everything and write what differs. Before the flavour is
 // settled it waits.
-func (b *Backend) Watch(ctx context.Context, changed func(Drift)) error {
+func (b *Backend) Watch(ctx context.Context, changed func(proxy.Drift)) error {
 	if err := b.openWatch(ctx); err != nil {
 		return err
 	}
@@ -81,10 +62,10 @@ func (b *Backend) Watch(ctx context.Context, changed func(Drift)) error {
 		}
 		certain := sight.Suspicion == xtables.Certain
 		if !g.pass(time.Now(), certain, took) {
-			b.count(func(s *DriftStats) { s.Held++ })
+			b.count(func(s *proxy.DriftStats) { s.Held++ })
 			continue
 		}
-		b.count(func(s *DriftStats) {
+		b.count(func(s *proxy.DriftStats) {
 			s.Last, s.LastWhat = time.Now(), sight.What
 			if certain {
 				s.Certain++
@@ -92,18 +73,18 @@ func (b *Backend) Watch(ctx context.Context, changed func(Drift)) error {
 				s.Doubts++
 			}
 		})
-		changed(Drift{Certain: certain, What: sight.What})
+		changed(proxy.Drift{Certain: certain, What: sight.What})
 	}
 }
 
 // DriftStats may be called at any time.
-func (b *Backend) DriftStats() DriftStats {
+func (b *Backend) DriftStats() proxy.DriftStats {
 	b.drift.Lock()
 	defer b.drift.Unlock()
 	return b.driftStats
 }
 
-func (b *Backend) count(f func(*DriftStats)) {
+func (b *Backend) count(f func(*proxy.DriftStats)) {
 	b.drift.Lock()
 	defer b.drift.Unlock()
 	f(&b.driftStats)

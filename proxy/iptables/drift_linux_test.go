@@ -22,7 +22,7 @@ func watched(t *testing.T, cfg Config, s *proxy.Snapshot) (b *Backend, repairs *
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- b.Watch(ctx, func(Drift) {
+		done <- b.Watch(ctx, func(proxy.Drift) {
 			b.Forget()
 			if _, err := b.Apply(ctx, b.Render(s, proxy.Overlay{})); err != nil && ctx.Err() == nil {
 				t.Error(err)
