@@ -29,6 +29,9 @@ const (
 	tickEvery = 50 * time.Millisecond
 	// standstill is a gap between ticks that means this process did not run.
 	standstill = time.Second
+	// hold is how long one source waits for the other; on a busy machine a
+	// reader may not run for a good while.
+	hold = 400 * time.Millisecond
 	// restartAfter is the wait before a tracer that failed starts again. It
 	// doubles up to restartMost while the tracer keeps failing early.
 	restartAfter = time.Second
@@ -118,7 +121,7 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 	c := correlate.New(correlate.Config{
 		Node: t.cfg.Name, Views: t.views, Emit: t.emit, Ask: t.ask,
 		Watched:        func() bool { return t.watchers.Load() > 0 },
-		MasqueradeMark: t.cfg.MasqueradeMark, MaxFlows: maxFlows,
+		MasqueradeMark: t.cfg.MasqueradeMark, MaxFlows: maxFlows, Hold: hold,
 	})
 	t.live.Store(&session{sources: []trace.Source{log, ct}, stats: c.Stats})
 
@@ -191,7 +194,7 @@ func (t *tracer) correlate(ctx context.Context, c *correlate.Correlator) error {
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	last := time.Now()
-	var hold time.Time // no timer fires before
+	var quiet time.Time // no timer fires before
 	for {
 		select {
 		case <-ctx.Done():
@@ -212,10 +215,10 @@ func (t *tracer) correlate(ctx context.Context, c *correlate.Correlator) error {
 			// We stood still (SIGSTOP, a suspended machine): first read what
 			// happened meanwhile, or everything looks timed out.
 			if now.Sub(last) > standstill {
-				hold = now.Add(standstill)
+				quiet = now.Add(standstill)
 			}
 			last = now
-			if now.After(hold) {
+			if now.After(quiet) {
 				c.Advance(now)
 			}
 		}

@@ -63,6 +63,7 @@ const (
 	unwatchedWait = int64(time.Second)          // for more to tell of a flow
 	raceWindow    = int64(5 * time.Millisecond) // between datagrams that decide at once
 	endedKept     = int64(5 * time.Minute)      // for the DESTROY of an ended flow
+	stampSlack    = int64(5 * time.Millisecond) // between two clocks of one packet
 	startDump     = int64(10 * time.Second)     // entries this early come from the first dump
 	// maxGenerations bounds the connections kept of one tuple.
 	maxGenerations = 8

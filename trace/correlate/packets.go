@@ -39,8 +39,9 @@ func (c *Correlator) waitsForPick(r *rec, e *trace.Event) bool {
 	if r.phase == held {
 		return true
 	}
-	// Shown without a decision: a pick this late is still its own.
-	return !r.existing && r.newArrived != 0 && e.Time <= r.newArrived
+	// Shown without a decision: a pick this late is still its own. The kernel
+	// stamps the entry first on some versions, the packet first on others.
+	return !r.existing && r.newArrived != 0 && e.Time <= r.newArrived+stampSlack
 }
 
 // samePacket reports whether a pick is about the connection r has: the same
