@@ -14,7 +14,7 @@ import (
 // before its external ones, as kube-proxy chooses among them, and otherwise in
 // the order in which the Node lists them.
 func ConvertNode(n *corev1.Node) (proxy.Node, []proxy.Problem) {
-	node := proxy.Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone]}
+	node := proxy.Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone], Leaving: leaving(n)}
 	var problems []proxy.Problem
 	bad := func(field string, err error) {
 		problems = append(problems, proxy.Problem{Object: objectName("Node", "", n.Name), Field: field, Message: err.Error()})

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -26,6 +27,8 @@ type Part struct {
 	// Looked says that an endpoint did not say which pod or node it is, so
 	// that the Part depends on what is known of pods.
 	Looked bool
+	// Triggers are those of the Service's slices, nil if none says when.
+	Triggers map[string]proxy.Trigger
 }
 
 // ConvertService makes the Part of one Service and its slices, as seen by the
@@ -42,6 +45,7 @@ func ConvertService(svc *corev1.Service, endpoints []*discoveryv1.EndpointSlice,
 	slices.SortFunc(endpoints, func(a, b *discoveryv1.EndpointSlice) int { return strings.Compare(a.Name, b.Name) })
 	for _, slice := range endpoints {
 		p.checkSlice(slice)
+		p.trigger(slice)
 	}
 	for i := range p.Services {
 		p.endpoints(&p.Services[i], endpoints)
@@ -75,12 +79,14 @@ func Assemble(snap *proxy.Snapshot, parts []*Part) {
 		count += len(p.Services)
 	}
 	snap.Services = slices.Grow(snap.Services, count)
+	snap.Triggers = make(map[string]proxy.Trigger, len(parts))
 	claimed := make(claims, 2*count)
 	for _, p := range parts {
 		if p.Skipped != nil {
 			snap.Skipped = append(snap.Skipped, *p.Skipped)
 		}
 		snap.Problems = append(snap.Problems, p.Problems...)
+		maps.Copy(snap.Triggers, p.Triggers)
 		for i := range p.Services {
 			snap.Services = claimed.add(snap, p.Services[i])
 		}
