@@ -28,7 +28,15 @@ func serve(t *testing.T, at netip.AddrPort) {
 func TestRun(t *testing.T) {
 	at := netip.MustParseAddrPort("127.0.0.1:28080")
 	serve(t, at)
-	r, err := Run(t.Context(), Config{Target: at, Conns: 2000, Concurrency: 32})
+	each := 0
+	r, err := Run(t.Context(), Config{Target: at, Conns: 2000, Concurrency: 32, Each: func(c Conn) {
+		if each++; c.Server != at || c.Local.Addr() != at.Addr() || c.Local.Port() == 0 || c.Began.IsZero() {
+			t.Errorf("told of %+v", c)
+		}
+	}})
+	if each != 2000 {
+		t.Errorf("told of %d connections", each)
+	}
 	if err != nil || r.Done != 2000 || r.Failed() != 0 || r.P50 <= 0 || r.P99 < r.P50 {
 		t.Errorf("%+v, %v", r, err)
 	}
