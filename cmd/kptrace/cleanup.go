@@ -1,7 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -34,6 +37,9 @@ that kubelet shares stay. Doing it twice does no harm.`,
 			if err := node.Cleanup(cmd.Context(), backend, filepath.Dir(f.socket)); err != nil {
 				return err
 			}
+			if err := removeDead(f.socket); err != nil {
+				return err
+			}
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), "kptrace's rules are gone and its sysctls set back")
 			return err
 		},
@@ -41,4 +47,23 @@ that kubelet shares stay. Doing it twice does no harm.`,
 	addBackendFlags(cmd, &f)
 	cmd.Flags().StringVar(&f.socket, "socket", "", "socket the proxy was started with; its folder holds what the sysctls were")
 	return cmd
+}
+
+// removeDead removes a socket on which nobody listens.
+func removeDead(socket string) error {
+	info, err := os.Lstat(socket)
+	if err != nil || info.Mode().Type() != fs.ModeSocket {
+		return nil // it is gone, or it is not ours
+	}
+	client, err := relay.Dial(socket)
+	if err == nil {
+		return client.Close()
+	}
+	if !errors.Is(err, relay.ErrNotRunning) {
+		return err
+	}
+	if err := os.Remove(socket); err != nil {
+		return fmt.Errorf("removing a dead proxy's socket: %w", err)
+	}
+	return nil
 }

@@ -186,8 +186,9 @@ func TestFollowUser(t *testing.T) {
 	t.Run("head", func(t *testing.T) {
 		t.Parallel()
 		d := d.at(t)
+		// 141 is SIGPIPE, as every program of a pipe ends.
 		c := d.start("sh", "-c", "{ kptrace follow -A --no-header; echo $? >&2; } | head -1")
-		if code := c.end(15 * time.Second); code != 0 || strings.Count(c.out.String(), "\n") != 1 || c.err.String() != "0\n" {
+		if code := c.end(15 * time.Second); code != 0 || strings.Count(c.out.String(), "\n") != 1 || c.err.String() != "141\n" {
 			t.Errorf("exit %d, %q, %q", code, c.out, c.err)
 		}
 		c = d.start("sh", "-c", "kptrace follow -A -o jsonl | head -1")

@@ -82,7 +82,7 @@ func (f *labFlags) check() error {
 func (f *labFlags) config() lab.Config {
 	args := []string{"--mode", f.mode, "--iptables-flavour", f.flavour}
 	if f.verbose {
-		args = append(args, "-v")
+		args = append(args, "--verbose")
 	}
 	return lab.Config{
 		SocketDir: labSockets(f.name), ProxyArgs: args,
