@@ -9,6 +9,7 @@ package node
 import (
 	"context"
 	"log/slog"
+	"time"
 
 	"github.com/kptrace/kptrace/proxy"
 )
@@ -35,6 +36,17 @@ type Config struct {
 
 	// Socket is where the relay listens.
 	Socket string
+	// HTTP says what else is served, and where.
+	HTTP HTTPConfig
+	// Wanted is the mode that was asked for, if another one runs because it
+	// cannot: for metrics and status.
+	Wanted proxy.Mode
+	// SyncPeriod is how long the kernel may lag behind at most, MinSyncPeriod
+	// the least time between two syncs; zero means the Syncer's defaults.
+	SyncPeriod, MinSyncPeriod time.Duration
+	// Sysctls are set at the start, below /proc/sys, and set back with what
+	// else was changed. One that cannot be set ends the node.
+	Sysctls []Sysctl
 	// StateDir keeps the lock and what sysctls were; the socket's folder if
 	// empty.
 	StateDir string
@@ -46,6 +58,9 @@ type Config struct {
 	// inject, in tests, is called before each batch of events is handled.
 	inject func()
 }
+
+// Sysctl is a kernel setting, named as "net/netfilter/nf_conntrack_max".
+type Sysctl struct{ Name, Value string }
 
 // Preflighter is a Backend that can tell before its first Apply whether it can
 // run here.

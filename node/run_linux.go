@@ -11,8 +11,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kptrace/kptrace/exporters/prom"
 	"github.com/kptrace/kptrace/exporters/relay"
 	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/health"
 )
 
 // listenPatience is how long the proxy waits for the tracer before it
@@ -35,6 +37,10 @@ type node struct {
 	started time.Time
 	variant string
 	reason  string
+
+	metrics *prom.Exporter
+	health  *health.Source
+	ports   *health.Servers
 }
 
 // Run runs one node until ctx ends, which is no error. It fails at once if
@@ -53,7 +59,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer own.release()
 	n := &node{cfg: cfg, owner: own, started: time.Now()}
-	n.syncer = proxy.NewSyncer(proxy.SyncerConfig{Backend: cfg.Backend, Logger: cfg.Logger})
+	n.measure()
 	if err := n.preflight(ctx); err != nil {
 		return err
 	}
@@ -79,7 +85,7 @@ func (n *node) preflight(ctx context.Context) error {
 	if n.variant, n.reason, err = p.Preflight(ctx); err != nil {
 		return err
 	}
-	n.cfg.Logger.Info("using "+string(n.cfg.Backend.Mode())+" proxy mode", "variant", n.variant, "because", n.reason)
+	n.cfg.Logger.Info("Using "+string(n.cfg.Backend.Mode())+" Proxier", "variant", n.variant, "because", n.reason)
 	return nil
 }
 
@@ -88,6 +94,11 @@ func (n *node) preflight(ctx context.Context) error {
 func (n *node) sysctls() error {
 	if err := n.owner.set("net/ipv4/conf/all/route_localnet", "1"); err != nil {
 		return fmt.Errorf("%w: NodePorts on 127.0.0.1 need it", err)
+	}
+	for _, s := range n.cfg.Sysctls {
+		if err := n.owner.set(s.Name, s.Value); err != nil {
+			return err
+		}
 	}
 	if !n.cfg.Trace {
 		return nil
@@ -131,9 +142,11 @@ func (n *node) run(ctx context.Context) error {
 			for _, p := range s.Problems {
 				n.cfg.Logger.Error("problem: " + p.Error())
 			}
+			n.metrics.Asked(s)
 			n.syncer.Set(s)
 		})
 	})
+	n.serve(ctx, g)
 	return g.Wait()
 }
 

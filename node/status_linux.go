@@ -64,6 +64,7 @@ func (n *node) status() relay.Status {
 			s.Endpoints += len(v.Snapshot.Services[i].Endpoints)
 		}
 		s.Problems = append(append(s.Problems, v.Snapshot.Problems...), v.Program.Problems()...)
+		s.Problems = append(s.Problems, n.ports.Problems()...)
 		s.Skipped = v.Snapshot.Skipped
 	}
 	if n.tracer.restarts.Load() > 0 {

@@ -79,5 +79,10 @@ type Report struct {
 	Commits, Rules, Bytes int
 	// Tables counts the Rules by table, where the mode has tables.
 	Tables map[string]int
-	Took   time.Duration
+	// Refused counts the Service ports that the kernel does not take. Partial
+	// says that the error, if there is one, speaks of them alone, and that
+	// they are no more than half of all.
+	Refused int
+	Partial bool
+	Took    time.Duration
 }

@@ -47,6 +47,7 @@ type Syncer struct {
 	fresh   time.Time // the first change since the last sync began
 	forget  bool      // the next sync is to compare everything
 	stats   SyncStats
+	ended   chan struct{} // closed at the end of the next sync
 }
 
 // SyncStats says what a Syncer has done.
@@ -56,8 +57,11 @@ type SyncStats struct {
 	Syncs, Full, Failures uint64
 	// Pending is set while a change has not reached the kernel.
 	Pending bool
-	// PendingSince is when the oldest such change was asked for, zero if there
-	// is none; Queued when the newest change was, whether programmed or not.
+	// PendingSince is when the oldest such change was asked for, or since when
+	// repairs fail, zero if all is well. What the kernel refuses by itself,
+	// while it takes the rest, does not count: one bad Service is no reason
+	// to take a node, and with it all others, out of service. Queued is when
+	// the newest change was asked for, whether programmed or not.
 	PendingSince, Queued time.Time
 	// LastSuccess is the end of the last sync that programmed everything.
 	LastSuccess time.Time
@@ -82,7 +86,7 @@ func NewSyncer(cfg SyncerConfig) *Syncer {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Syncer{cfg: cfg, wake: make(chan struct{}, 1)}
+	s := &Syncer{cfg: cfg, wake: make(chan struct{}, 1), ended: make(chan struct{})}
 	s.views.Store(&[]*View{})
 	return s
 }
@@ -113,6 +117,13 @@ func (s *Syncer) Resync() {
 	s.forget = true
 	s.mu.Unlock()
 	s.kick()
+}
+
+// Synced returns a channel that is closed at the end of the next sync.
+func (s *Syncer) Synced() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ended
 }
 
 // queued notes that something is asked for now. The caller holds mu.
@@ -233,17 +244,26 @@ func (s *Syncer) sync(ctx context.Context, snap *Snapshot, overlay Overlay) (rep
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	close(s.ended)
+	s.ended = make(chan struct{})
 	st := &s.stats
 	st.Syncs++
 	if report.Full {
 		st.Full++
 	}
 	st.LastStart, st.LastEnd, st.LastError, st.LastReport = start, done.Done, err, report
-	if err != nil {
-		st.Failures++
-	} else {
+	switch {
+	case err == nil:
 		st.LastSuccess, st.PendingSince = done.Done, s.fresh
 		st.Pending = !s.fresh.IsZero()
+	case report.Partial:
+		st.Failures++
+		st.PendingSince = s.fresh
+	default:
+		st.Failures++
+		if st.PendingSince.IsZero() {
+			st.PendingSince = start
+		}
 	}
 	s.cfg.Logger.Debug("sync: done", "took", st.LastReport.Took, "commits", report.Commits, "rules", report.Rules, "full", report.Full, "err", err)
 	return report, err

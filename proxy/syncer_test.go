@@ -14,6 +14,7 @@ type fakeBackend struct {
 	mu      sync.Mutex
 	applied []*Snapshot
 	fail    int
+	partial bool
 	panics  bool
 	forgot  int
 	full    bool
@@ -45,7 +46,7 @@ func (b *fakeBackend) Apply(_ context.Context, p Program) (Report, error) {
 	}
 	if b.fail > 0 {
 		b.fail--
-		return Report{}, errors.New("the kernel said no")
+		return Report{Partial: b.partial}, errors.New("the kernel said no")
 	}
 	b.applied = append(b.applied, p.(fakeProgram).snap)
 	full := b.full
@@ -138,7 +139,12 @@ func TestSyncerResync(t *testing.T) {
 		if len(b.got()) != 0 {
 			t.Error("programmed before the first Snapshot")
 		}
+		synced := s.Synced()
 		s.Set(&Snapshot{})
+		<-synced
+		if s.View().Done.IsZero() {
+			t.Error("not done when it is said to be")
+		}
 		time.Sleep(time.Minute)
 		if len(b.got()) != 1 || b.forgot != 1 {
 			t.Errorf("%d syncs, %d full", len(b.got()), b.forgot)
@@ -231,4 +237,25 @@ func TestSyncerPendingSince(t *testing.T) {
 	if len(seen) != 5 || seen[0] == nil || seen[1] == nil || seen[2] != nil {
 		t.Errorf("observed %v", seen)
 	}
+}
+
+// TestSyncerPartial: what the kernel refuses by itself is tried again and told,
+// and does not make the rest look late; repairs that fail as a whole do.
+func TestSyncerPartial(t *testing.T) {
+	b := &fakeBackend{fail: 1000, partial: true}
+	run(t, b, func(s *Syncer) {
+		s.Set(&Snapshot{})
+		time.Sleep(time.Hour)
+		st := s.Stats()
+		if !st.Pending || !st.PendingSince.IsZero() || st.LastError == nil || st.Failures < 100 {
+			t.Errorf("with a part refused: %+v", st)
+		}
+		b.mu.Lock()
+		b.partial = false
+		b.mu.Unlock()
+		time.Sleep(time.Hour)
+		if st := s.Stats(); st.PendingSince.IsZero() || time.Since(st.PendingSince) < 59*time.Minute {
+			t.Errorf("with all refused: %+v", st)
+		}
+	})
 }

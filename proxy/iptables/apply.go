@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/kptrace/kptrace/internal/xtables"
@@ -31,6 +32,7 @@ func (b *Backend) Apply(ctx context.Context, prog proxy.Program) (proxy.Report, 
 	}
 	b.applied = nil
 	err = b.commit(ctx, changes, &rep)
+	rep.Partial = rep.Partial && 2*rep.Refused <= len(p.units)
 	if err == nil {
 		b.applied = p
 	}
@@ -90,12 +92,18 @@ func (b *Backend) commit(ctx context.Context, changes []Change, rep *proxy.Repor
 		failed = append(failed, more...)
 	}
 	var errs []error
+	refused := map[string]bool{}
+	rep.Partial = err == nil
 	for i := range failed {
+		refused[failed[i].Owner] = true
+		// Others are the owners of rules that all need.
+		rep.Partial = rep.Partial && strings.HasPrefix(failed[i].Owner, "Service ")
 		errs = append(errs, fmt.Errorf("proxy/iptables: %s is not programmed: %w", failed[i].Owner, &failed[i]))
 	}
 	if err != nil {
 		errs = append(errs, fmt.Errorf("proxy/iptables: applying: %w", err))
 	}
+	rep.Refused = len(refused)
 	return errors.Join(errs...)
 }
 

@@ -1,0 +1,65 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kptrace/kptrace/exporters/prom"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/health"
+)
+
+// measure makes the Syncer and those who look at it.
+func (n *node) measure() {
+	n.metrics = prom.New(prom.Config{
+		Version: n.cfg.Version, Families: []string{prom.IPv4},
+		Mode: n.cfg.Backend.Mode(), Wanted: n.cfg.Wanted,
+		Sync: func() proxy.SyncStats { return n.syncer.Stats() }, Started: n.started,
+	})
+	n.health = &health.Source{
+		Stats: func() proxy.SyncStats { return n.syncer.Stats() }, Eligible: n.eligible,
+		Timeout: 2 * n.cfg.SyncPeriod, Families: []health.Family{health.IPv4},
+	}
+	n.ports = health.NewServers(health.ServersConfig{Healthy: n.health.Healthy, Logger: n.cfg.Logger})
+	n.syncer = proxy.NewSyncer(proxy.SyncerConfig{
+		Backend: n.cfg.Backend, MinInterval: n.cfg.MinSyncPeriod, Logger: n.cfg.Logger, Observe: n.observe,
+	})
+}
+
+// observe follows each sync. Health ports open only once the kernel has the
+// rules that lead to what they promise.
+func (n *node) observe(v *proxy.View, r proxy.Report) {
+	n.metrics.Observe(v, r)
+	if v.Err == nil || r.Partial {
+		n.ports.Set(v.Snapshot)
+	}
+}
+
+// eligible reports whether load balancers should send traffic to this node.
+func (n *node) eligible() bool {
+	v := n.syncer.View()
+	return v == nil || v.Snapshot.Node.Leaving == ""
+}
+
+// serve adds the HTTP servers to g.
+func (n *node) serve(ctx context.Context, g *errgroup.Group) {
+	g.Go(func() error { return n.ports.Run(ctx) })
+	c := n.cfg.HTTP
+	if c.Healthz != "" {
+		g.Go(func() error {
+			return serveHTTP(ctx, n.cfg.Logger, "healthz", c.Healthz, c.HardFail, bindAgain, n.health.Mux(n.metrics.Healthz, n.metrics.Livez))
+		})
+	}
+	if c.Metrics != "" {
+		mux := metricsMux(c, string(n.cfg.Backend.Mode()), n.metrics.Handler())
+		g.Go(func() error {
+			return serveHTTP(ctx, n.cfg.Logger, "metrics", c.Metrics, c.HardFail, bindAgain, mux)
+		})
+	}
+}
+
+// bindAgain is the wait before an address that could not be bound is tried
+// again, as in kube-proxy.
+const bindAgain = 5 * time.Second
