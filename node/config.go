@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/proxy"
 )
 
@@ -52,8 +53,11 @@ type Config struct {
 	StateDir string
 	// Undo is asked at the end: remove rules and set sysctls back? Nil means
 	// no.
-	Undo   func() bool
-	Logger *slog.Logger
+	Undo func() bool
+	// Reconciled is called each time UDP entries were held against the
+	// endpoints there are. Nil means nobody looks.
+	Reconciled func(conntrack.Reconciled)
+	Logger     *slog.Logger
 
 	// inject, in tests, is called before each batch of events is handled.
 	inject func()

@@ -138,6 +138,14 @@ func (n *node) run(ctx context.Context) error {
 		return n.syncer.Run(ctx)
 	})
 	g.Go(func() error {
+		n.watch(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		n.reconcile(ctx)
+		return nil
+	})
+	g.Go(func() error {
 		return n.cfg.State(ctx, func(s *proxy.Snapshot) {
 			for _, p := range s.Problems {
 				n.cfg.Logger.Error("problem: " + p.Error())

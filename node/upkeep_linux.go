@@ -1,0 +1,116 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/proxy"
+)
+
+const (
+	// driftLogEvery is how often repairs are spoken of, however many there are.
+	driftLogEvery = time.Minute
+	// upkeepAgain is the wait after a failure of what keeps the kernel right
+	// between syncs.
+	upkeepAgain = 5 * time.Second
+)
+
+// watch has the syncer repair what others change, until ctx ends.
+func (n *node) watch(ctx context.Context) {
+	w, ok := n.cfg.Backend.(proxy.Watcher)
+	if !ok {
+		return
+	}
+	var spoke time.Time
+	unsaid := 0
+	for ctx.Err() == nil {
+		err := guard(func() error {
+			return w.Watch(ctx, func(d proxy.Drift) {
+				n.syncer.Resync()
+				if time.Since(spoke) < driftLogEvery {
+					unsaid++
+					return
+				}
+				if d.Certain {
+					n.cfg.Logger.Warn("others changed our rules; repairing", "what", d.What, "unsaid", unsaid)
+				} else {
+					n.cfg.Logger.Info("others may have changed our rules; comparing", "what", d.What, "unsaid", unsaid)
+				}
+				spoke, unsaid = time.Now(), 0
+			})
+		})()
+		if err == nil {
+			return
+		}
+		n.cfg.Logger.Error("changes by others are not seen, but for an hourly look; trying again", "in", upkeepAgain, "err", err)
+		pause(ctx, upkeepAgain)
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// reconcile moves UDP clients on whenever endpoints changed, until ctx ends.
+func (n *node) reconcile(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := guard(func() error { return n.reconcileTable(ctx) })()
+		if ctx.Err() != nil {
+			return
+		}
+		n.cfg.Logger.Error("UDP clients may stick to endpoints that are gone; trying again", "in", upkeepAgain, "err", err)
+		pause(ctx, upkeepAgain)
+	}
+}
+
+func (n *node) reconcileTable(ctx context.Context) error {
+	table, err := conntrack.Open(conntrack.Config{})
+	if err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	defer table.Close()
+	r := conntrack.NewReconciler(conntrack.ReconcilerConfig{Table: table, Local: localAddrs, Observe: n.cfg.Reconciled})
+	again := time.NewTimer(0)
+	again.Stop()
+	defer again.Stop()
+	for ctx.Err() == nil {
+		synced := n.syncer.Synced()
+		if v := n.view(); v != nil {
+			if err := r.Reconcile(ctx, v.Snapshot.UDPFrontends()); err != nil && ctx.Err() == nil {
+				n.cfg.Logger.Warn("not all UDP clients could be moved on; trying again", "in", upkeepAgain, "err", err)
+				again.Reset(upkeepAgain)
+			}
+			if v.Err != nil { // rules that fail may still send clients astray
+				r.Doubt()
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-synced:
+		case <-again.C:
+		}
+	}
+	return nil
+}
+
+// localAddrs tells the addresses of this network namespace.
+func localAddrs() (func(netip.Addr) bool, error) {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	ours := make(map[netip.Addr]bool, len(list))
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			ours[p.Addr()] = true
+		}
+	}
+	return func(a netip.Addr) bool { return a.IsLoopback() || ours[a] }, nil
+}
