@@ -3,12 +3,13 @@
 #   MODE=iptables         the mode of the demo's proxy
 #   TESTFLAGS=-count=1    what go test gets; the kernel and the user are no input
 #                         its cache knows of, so results are not cached
+#   RUN=SideBySide        the end-to-end tests to run
 #   FUZZTIME=10s          how long each fuzz target runs
 #   BENCH_SHORT=1         benchmarks run once, to see that they work
 #   PREFIX, DESTDIR       where install puts the binary
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test lint bench fuzz generate install clean
+.PHONY: help deps build demo test e2e lint bench fuzz generate install clean
 
 # Every command sees the tools that deps set up; cgo is never used. -trimpath
 # makes the build cache independent of where the clone and the modules lie.
@@ -35,6 +36,9 @@ demo: deps build ## a cluster in namespaces on this machine with live traffic, a
 
 test: deps ## vet, every test (a missing kernel feature fails), and the build for other systems
 	@$(ENV) go vet ./... && go test -timeout 9m $(TESTFLAGS) ./... && GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/kptrace
+
+e2e: deps ## against a real API server and upstream kube-proxy, built once (some minutes) and kept
+	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go test -tags e2e -v -timeout 9m $(TESTFLAGS) $(if $(RUN),-run '$(RUN)') ./test/e2e/...
 
 lint: ## golangci-lint, pinned; the first run builds it
 	@scripts/lint.sh

@@ -29,13 +29,13 @@ func Kptrace() Rules {
 	return Rules{
 		Order: []string{
 			"internal", "conntrack", "proxy", "trace", "exporters",
-			"dashboards", "kube", "node", "lab", "cmd",
+			"dashboards", "kube", "node", "lab", "cmd", "test",
 		},
 		Free: []string{"internal"},
 		Homes: []Home{
 			{
 				Imports: []string{"k8s.io", "sigs.k8s.io"},
-				Folders: []string{"proxy/kube", "kube", "cmd"},
+				Folders: []string{"proxy/kube", "kube", "cmd", "test"},
 			},
 			{
 				Imports: []string{"github.com/prometheus/client_golang"},
