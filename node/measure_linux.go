@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/exporters/prom"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/health"
@@ -23,6 +24,13 @@ func (n *node) measure() {
 		Timeout: 2 * n.cfg.SyncPeriod, Families: []health.Family{health.IPv4},
 	}
 	n.ports = health.NewServers(health.ServersConfig{Healthy: n.health.Healthy, Logger: n.cfg.Logger})
+	reconciled := n.cfg.Reconciled
+	n.cfg.Reconciled = func(r conntrack.Reconciled) {
+		n.metrics.Conntrack(prom.IPv4, r.Took, r.Deleted)
+		if reconciled != nil {
+			reconciled(r)
+		}
+	}
 	n.syncer = proxy.NewSyncer(proxy.SyncerConfig{
 		Backend: n.cfg.Backend, MinInterval: n.cfg.MinSyncPeriod, Logger: n.cfg.Logger, Observe: n.observe,
 	})
