@@ -13,8 +13,8 @@ import (
 
 // TestDriftIsRepaired flushes chains under a running node.
 func TestDriftIsRepaired(t *testing.T) {
-	ep := serve(t)
 	r := start(t, Config{})
+	ep := serve(t)
 	r.states <- snapshot(ep)
 	answers := func() bool {
 		who, err := ask()
