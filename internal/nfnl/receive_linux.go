@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,14 +17,19 @@ const (
 	bufferLen = 512 << 10
 	// idleEvery is how often Handler.Idle is called.
 	idleEvery = time.Second
+	// quietTicks is how many ticks without a message it takes until Receive
+	// sleeps in the kernel. Before that it only looks each tick: a thread that
+	// goes to sleep in a system call hundreds of times a second keeps the Go
+	// runtime's monitor awake, which costs more than all of the reading.
+	quietTicks = 10
 )
 
 // DefaultTick is how long Receive lets messages gather: long enough that
 // wakeups cost nothing, short enough that nobody sees it.
 const DefaultTick = 5 * time.Millisecond
 
-// Handler takes what Receive reads. Its functions are called one at a time,
-// on one locked thread; times are our wall clock in nanoseconds since 1970.
+// Handler takes what Receive reads. Its functions are called one at a time;
+// times are our wall clock in nanoseconds since 1970.
 type Handler struct {
 	// Tick is how long messages gather once the first has come; zero means
 	// DefaultTick.
@@ -44,8 +48,6 @@ type Handler struct {
 // is readable, lets messages gather for a tick, and drains the socket without
 // ever blocking on a single message. It does not allocate once it runs.
 func (s *Socket) Receive(ctx context.Context, h Handler) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("nfnl: making an eventfd: %w", err)
@@ -82,17 +84,23 @@ type loop struct {
 }
 
 func (l *loop) run(ctx context.Context) error {
+	quiet := quietTicks
 	for l.idle = time.Now(); ctx.Err() == nil; {
-		readable, err := l.wait(l.fd, idleEvery)
-		if err != nil {
-			return err
-		}
-		if readable {
-			if _, err := l.wait(-1, l.Tick); err != nil {
+		readable := true
+		if quiet >= quietTicks {
+			var err error
+			if readable, err = l.wait(idleEvery); err != nil {
 				return err
 			}
-			if err := l.drain(ctx); err != nil {
+		}
+		if readable {
+			time.Sleep(l.Tick)
+			got, err := l.drain(ctx)
+			if err != nil {
 				return err
+			}
+			if quiet++; got {
+				quiet = 0
 			}
 		}
 		if now := time.Now(); now.Sub(l.idle) >= idleEvery {
@@ -105,10 +113,11 @@ func (l *loop) run(ctx context.Context) error {
 	return nil
 }
 
-// wait returns when fd is readable, after d, or when the context has ended.
-func (l *loop) wait(fd int, d time.Duration) (readable bool, err error) {
+// wait returns when the socket is readable, after d, or when the context has
+// ended.
+func (l *loop) wait(d time.Duration) (readable bool, err error) {
 	l.fds[0] = unix.PollFd{Fd: int32(l.stop), Events: unix.POLLIN}
-	l.fds[1] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
+	l.fds[1] = unix.PollFd{Fd: int32(l.fd), Events: unix.POLLIN}
 	timeout := unix.NsecToTimespec(int64(d))
 	_, err = unix.Ppoll(l.fds[:], &timeout, nil)
 	if err != nil && !errors.Is(err, unix.EINTR) {
@@ -117,32 +126,35 @@ func (l *loop) wait(fd int, d time.Duration) (readable bool, err error) {
 	return err == nil && l.fds[1].Revents != 0, nil
 }
 
-// drain reads until there is nothing left, and hands over full buffers.
-func (l *loop) drain(ctx context.Context) error {
+// drain reads until there is nothing left, and hands over full buffers. It
+// reports whether there was anything.
+func (l *loop) drain(ctx context.Context) (got bool, err error) {
 	n := 0
 	for {
-		got, err := unix.Read(l.fd, l.buf[n:])
+		size, err := unix.Read(l.fd, l.buf[n:])
 		switch {
-		case err == nil && got > 0:
-			n += align(got)
+		case err == nil && size > 0:
+			got = true
+			n += align(size)
 		case errors.Is(err, unix.EAGAIN), err == nil:
 			if n > 0 {
 				l.Data(l.buf[:n], time.Now().UnixNano())
 			}
-			return nil
+			return got, nil
 		case errors.Is(err, unix.ENOBUFS):
+			got = true
 			if l.Overrun != nil {
 				l.Overrun(time.Now().UnixNano())
 			}
 		case errors.Is(err, unix.EINTR):
 		default:
-			return fmt.Errorf("nfnl: reading messages: %w", err)
+			return got, fmt.Errorf("nfnl: reading messages: %w", err)
 		}
 		if len(l.buf)-n < maxDatagram {
 			l.Data(l.buf[:n], time.Now().UnixNano())
 			n = 0
 			if ctx.Err() != nil {
-				return nil
+				return got, nil
 			}
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 	"time"
 
@@ -16,8 +15,6 @@ import (
 // ends. It calls ready when both groups are joined. It needs CAP_NET_ADMIN in
 // the namespace and a kernel with CONFIG_NF_CONNTRACK_EVENTS.
 func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	sock, err := nfnl.Open(s.config.ReceiveBuffer)
 	if err != nil {
 		return fmt.Errorf("ctevent: %w", err)

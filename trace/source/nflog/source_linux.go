@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -38,8 +37,6 @@ const (
 // program holds the group it fails with a *HeldError. It needs CAP_NET_ADMIN
 // in the namespace and any kernel with nfnetlink_log.
 func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	stamps, err := keepStamps()
 	if err != nil {
 		return err
