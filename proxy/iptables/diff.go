@@ -57,8 +57,9 @@ type having interface {
 // diff lists what turns h into u.
 func (u *unit) diff(h having) []Change {
 	var out []Change
-	for _, g := range u.shared {
-		if c, ok := g.diff(h); ok {
+	// Each group goes to the head of its chain, so the last one comes first.
+	for i := len(u.shared) - 1; i >= 0; i-- {
+		if c, ok := u.shared[i].diff(h); ok {
 			c.Service = u.svc.Name
 			out = append(out, c)
 		}
