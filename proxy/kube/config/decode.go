@@ -1,0 +1,71 @@
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/kube-proxy/config/v1alpha1"
+	"sigs.k8s.io/yaml"
+)
+
+// Config is kube-proxy's configuration.
+type Config = v1alpha1.KubeProxyConfiguration
+
+// Decode reads a configuration in YAML or JSON and fills in the defaults. A
+// field that is unknown or given twice is no error but a warning, as long as
+// the rest can be read.
+func Decode(data []byte) (cfg *Config, warning string, err error) {
+	cfg, err = decode(data, serializer.EnableStrict)
+	if runtime.IsStrictDecodingError(err) {
+		warning = fmt.Sprintf("lenient decoding, as strict decoding failed: %v", err)
+		cfg, err = decode(data, serializer.DisableStrict)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("proxy/kube/config: decoding: %w", err)
+	}
+	SetDefaults(cfg)
+	return cfg, warning, nil
+}
+
+func decode(data []byte, strictness serializer.CodecFactoryOptionsMutator) (*Config, error) {
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	codecs := serializer.NewCodecFactory(scheme, strictness)
+	obj, kind, err := codecs.UniversalDeserializer().Decode(data, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	cfg, ok := obj.(*Config)
+	if !ok {
+		return nil, fmt.Errorf("it is a %s, not a KubeProxyConfiguration", kind)
+	}
+	return cfg, nil
+}
+
+// Encode writes a configuration as YAML, with its kind.
+func Encode(cfg *Config) ([]byte, error) {
+	b, err := yaml.Marshal(named(cfg))
+	if err != nil {
+		return nil, fmt.Errorf("proxy/kube/config: encoding: %w", err)
+	}
+	return b, nil
+}
+
+// Configz is the body that kube-proxy serves at /configz.
+func Configz(cfg *Config) ([]byte, error) {
+	b, err := json.Marshal(map[string]any{v1alpha1.GroupName: named(cfg)})
+	if err != nil {
+		return nil, fmt.Errorf("proxy/kube/config: encoding: %w", err)
+	}
+	return b, nil
+}
+
+func named(cfg *Config) *Config {
+	out := cfg.DeepCopy()
+	out.SetGroupVersionKind(v1alpha1.SchemeGroupVersion.WithKind("KubeProxyConfiguration"))
+	return out
+}
