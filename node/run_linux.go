@@ -146,16 +146,32 @@ func (n *node) run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error {
+		known := map[string]bool{}
 		return n.cfg.State(ctx, func(s *proxy.Snapshot) {
-			for _, p := range s.Problems {
-				n.cfg.Logger.Error("problem: " + p.Error())
-			}
+			known = n.sayNew(s.Problems, known)
 			n.metrics.Asked(s)
 			n.syncer.Set(s)
 		})
 	})
 	n.serve(ctx, g)
 	return g.Wait()
+}
+
+// sayNew logs the problems that were not there before, and mended ones.
+func (n *node) sayNew(problems []proxy.Problem, known map[string]bool) map[string]bool {
+	now := make(map[string]bool, len(problems))
+	for _, p := range problems {
+		text := p.Error()
+		if now[text] = true; !known[text] {
+			n.cfg.Logger.Error("problem: " + text)
+		}
+	}
+	for text := range known {
+		if !now[text] {
+			n.cfg.Logger.Info("mended: " + text)
+		}
+	}
+	return now
 }
 
 // answer serves questions until ctx ends. Services do not depend on it: what
