@@ -245,6 +245,7 @@ func readFile(t *testing.T, path string) string {
 // flowLine is what the tests read of a flow in JSON.
 type flowLine struct {
 	ID      string
+	Time    time.Time
 	Client  struct{ IP, Pod, Namespace string }
 	Service struct{ Namespace, Name, Port, Via string }
 	Backend *struct{ Pod, IP string }
