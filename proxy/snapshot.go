@@ -16,6 +16,9 @@ type Snapshot struct {
 	// Pods names the pods behind addresses, where known, and Nodes the nodes.
 	Pods  map[netip.Addr]Pod
 	Nodes map[netip.Addr]string
+	// ServiceCIDRs are the ranges that Service addresses come from, empty if
+	// unknown.
+	ServiceCIDRs []netip.Prefix
 	// Skipped lists Services that exist and are not proxied on purpose.
 	Skipped []Skipped
 	// Problems lists objects that could not be used, wholly or in part.
