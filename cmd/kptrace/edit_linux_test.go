@@ -179,14 +179,14 @@ func TestBadInput(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t)
 	up, dir := d.labUp(nil, "--no-traffic", "-v")
-	const service = "apiVersion: v1\nkind: Service\nmetadata: {name: zbad, namespace: shop}\nspec: "
+	const service = "apiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: shop}\nspec: "
 	for _, tt := range []struct{ name, text, object, field, word string }{
-		{"malformed service", service + "{clusterIP: 10.96.0.99, ports: [{name: http, port: 70000}]}\n", "Service shop/zbad", "spec.ports[0].port", "70000"},
-		{"bad cluster ip", service + "{clusterIP: 10.96.0.999, ports: [{name: http, port: 80}]}\n", "Service shop/zbad", "spec.clusterIP", "10.96.0.999"},
-		{"duplicate node port", service + "{type: NodePort, clusterIP: 10.96.0.99, ports: [{name: http, port: 80, nodePort: 30080}]}\n", "Service shop/zbad", "spec.ports[].nodePort", "shop/front"},
+		{"malformed service", service + "{clusterIP: 10.96.0.99, ports: [{name: http, port: 70000}]}\n", "Service shop/bad", "spec.ports[0].port", "70000"},
+		{"bad cluster ip", service + "{clusterIP: 10.96.0.999, ports: [{name: http, port: 80}]}\n", "Service shop/bad", "spec.clusterIP", "10.96.0.999"},
+		{"duplicate node port", service + "{type: NodePort, clusterIP: 10.96.0.99, ports: [{name: http, port: 80, nodePort: 30080}]}\n", "Service shop/bad", "spec.ports[].nodePort", "shop/front"},
 		{"endpoint without port", "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: bad-1, namespace: shop, labels: {kubernetes.io/service-name: foo}}\n" +
 			"addressType: IPv4\nports: [{name: http}]\nendpoints: [{addresses: [10.244.1.24]}]\n", "EndpointSlice shop/bad-1", "ports[0].port", "missing"},
-		{"broken yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: zbad, namespace: shop\nspec: {}\n", "", "", "document 1"},
+		{"broken yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: shop\nspec: {}\n", "", "", "document 1"},
 	} {
 		path := filepath.Join(dir, "zz-bad.yaml")
 		logged := len(up.err.String())
@@ -222,7 +222,7 @@ func TestBadInput(t *testing.T) {
 	}
 	// The repaired file is a Service that works.
 	writeFile(t, filepath.Join(dir, "zz-bad.yaml"), service+"{clusterIP: 10.96.0.99, ports: [{name: http, port: 80}]}\n---\n"+
-		"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: bad-1, namespace: shop, labels: {kubernetes.io/service-name: zbad}}\n"+
+		"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: bad-1, namespace: shop, labels: {kubernetes.io/service-name: bad}}\n"+
 		"addressType: IPv4\nports: [{name: http, port: 8080}]\nendpoints: [{addresses: [10.244.1.24], targetRef: {kind: Pod, name: foo-4, namespace: shop}}]\n")
 	eventually(t, 3*time.Second, "the repaired Service answers", func() bool {
 		pod, _ := d.get("http://10.96.0.99")

@@ -129,7 +129,9 @@ func (c *converter) services(byService map[string][]*discoveryv1.EndpointSlice) 
 			continue
 		}
 		seen[key] = true
-		parts = append(parts, ConvertService(svc, byService[key], c.snap.Node.Name, c.snap.Pods))
+		p := ConvertService(svc, byService[key], c.snap.Node.Name, c.snap.Pods)
+		p.File = c.objects.Origin[Key("Service", svc.Namespace, svc.Name)]
+		parts = append(parts, p)
 	}
 	return parts
 }

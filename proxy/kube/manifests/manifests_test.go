@@ -89,7 +89,7 @@ func TestBad(t *testing.T) {
 		{"no cluster ip", svc("bad", "ports: [{port: 80}]"), "Service shop/bad", "spec.clusterIP", "empty"},
 		{"type", svc("bad", "clusterIP: 10.96.0.11\n  ports: [{port: eighty}]"), "Service shop/bad", "spec.ports.port", "cannot unmarshal"},
 		{"unknown field", svc("bad", "clusterIP: 10.96.0.11\n  sesionAffinity: ClientIP\n  ports: [{port: 80}]"), "Service shop/bad", "spec.sesionAffinity", "unknown field"},
-		{"same address", svc("zzz", "clusterIP: 10.96.0.10\n  ports: [{port: 80}]"), "Service shop/zzz", "spec.clusterIP", "already belongs to shop/foo:http"},
+		{"same address", svc("bad", "clusterIP: 10.96.0.10\n  ports: [{port: 80}]"), "Service shop/bad", "spec.clusterIP", "already belongs to shop/foo:http"},
 		{"affinity", svc("bad", "clusterIP: 10.96.0.11\n  sessionAffinity: Cookie\n  ports: [{port: 80}]"), "Service shop/bad", "spec.sessionAffinity", "Cookie"},
 		{"twice", svc("foo", "clusterIP: 10.96.0.11\n  ports: [{port: 80}]"), "Service shop/foo", "metadata.name", "defined twice"},
 		{"yaml", "kind: [", "", "", "document 1"},
