@@ -54,7 +54,18 @@ func save(t *testing.T, cfg Config) string {
 // restore gives a text to iptables-restore --noflush.
 func restore(t *testing.T, cfg Config, text string) {
 	t.Helper()
-	_, err := exec.Run(t.Context(), exec.Spec{Path: "iptables-" + cfg.Flavour + "-restore", Args: []string{"--noflush"},
+	restoreBy(t, cfg, "iptables-", text)
+}
+
+// restore6 gives a text to ip6tables-restore --noflush.
+func restore6(t *testing.T, cfg Config, text string) {
+	t.Helper()
+	restoreBy(t, cfg, "ip6tables-", text)
+}
+
+func restoreBy(t *testing.T, cfg Config, program, text string) {
+	t.Helper()
+	_, err := exec.Run(t.Context(), exec.Spec{Path: program + cfg.Flavour + "-restore", Args: []string{"--noflush"},
 		Stdin: strings.NewReader(text), Netns: cfg.Tools.Netns})
 	if err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,10 +13,16 @@ import (
 
 // TestPackets sends a real packet for every row of the table.
 func TestPackets(t *testing.T) {
-	for _, flavour := range []string{"nft", "legacy"} {
-		t.Run(flavour, func(t *testing.T) {
-			w := newWorld(t)
-			for _, c := range proxytest.Cases() {
+	for i := range 4 {
+		flavour, six, cases := []string{"nft", "legacy"}[i&1], i&2 != 0, proxytest.Cases()
+		name := flavour
+		if six {
+			name, cases = flavour+" ipv6", proxytest.Cases6()
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorldOf(t, six)
+			for _, c := range cases {
 				t.Run(c.Name, func(t *testing.T) {
 					cfg := configFor(c.Setup)
 					cfg.Flavour, cfg.Tools.Netns = flavour, w.node.Fd()
@@ -42,9 +49,9 @@ func (w *world) check(t *testing.T, row proxytest.Row) {
 	}
 	if row.Want.Verdict == proxy.Pass {
 		switch {
-		case row.To.Addr() == proxytest.NodeAddr:
+		case row.To.Addr() == w.addr(proxytest.NodeAddr), row.To.Addr().IsLoopback():
 			want = "refused" // by the node itself
-		case proxytest.ClusterCIDR.Contains(row.To.Addr()):
+		case slices.Contains([]netip.Addr{w.addr(proxytest.FromA.Addr()), w.addr(proxytest.FromB.Addr()), w.addr(proxytest.FromC.Addr())}, row.To.Addr()):
 			want = "answered" // by the pod itself
 		case row.Proto == conntrack.UDP: // whose sockets do not hear of unreachable hosts
 			want, timeout = "timeout", 100*time.Millisecond
@@ -61,9 +68,9 @@ func (w *world) check(t *testing.T, row proxytest.Row) {
 		if row.Want.Verdict != proxy.Forward {
 			return
 		}
-		client := row.From.Addr()
+		client := row.Client()
 		if row.MasqueradeOf(r.endpoint) != "" {
-			client = proxytest.NodeAddr
+			client = w.addr(proxytest.NodeAddr)
 		}
 		if r.seen != client {
 			t.Fatalf("%s saw the client as %s, want %s", r.endpoint, r.seen, client)

@@ -37,7 +37,9 @@ func TestUDPFollows(t *testing.T) {
 			defer table.Close()
 			deleted := 0
 			r := conntrack.NewReconciler(conntrack.ReconcilerConfig{Table: table,
-				Local:   func() (func(netip.Addr) bool, error) { return func(a netip.Addr) bool { return a == proxytest.NodeAddr }, nil },
+				Local: func() (func(netip.Addr) bool, error) {
+					return func(a netip.Addr) bool { return a == proxytest.NodeAddr }, nil
+				},
 				Observe: func(x conntrack.Reconciled) { deleted += x.Deleted }})
 			cfg := Config{Flavour: flavour, LocalhostNodePorts: true, Trace: true}
 			cfg.Tools.Netns = w.node.Fd()

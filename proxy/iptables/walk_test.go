@@ -6,14 +6,19 @@ import (
 	"testing"
 
 	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/proxytest"
 )
 
 func TestConformance(t *testing.T) {
-	for _, trace := range []bool{false, true} {
-		t.Run(fmt.Sprintf("trace=%t", trace), func(t *testing.T) {
-			proxytest.Run(t, func(t *testing.T, s proxytest.Setup) func(proxy.Packet) proxy.Outcome {
+	for i := range 4 {
+		trace, cases := i&1 != 0, proxytest.Cases()
+		if i&2 != 0 {
+			cases = proxytest.Cases6()
+		}
+		t.Run(fmt.Sprintf("trace=%t,ipv6=%t", trace, i&2 != 0), func(t *testing.T) {
+			proxytest.Run(t, cases, func(t *testing.T, s proxytest.Setup) func(proxy.Packet) proxy.Outcome {
 				cfg := configFor(s)
 				cfg.Trace = trace
 				p := New(cfg).Render(s.Snapshot, s.Overlay)
@@ -29,6 +34,9 @@ func TestConformance(t *testing.T) {
 // configFor is the Config of a Setup of the table.
 func configFor(s proxytest.Setup) Config {
 	cfg := Config{MasqueradeAll: s.MasqueradeAll, LocalhostNodePorts: true, Trace: true}
+	if s.Snapshot.Services[0].Is6() {
+		cfg.Family = xtables.IPv6
+	}
 	if s.ClusterCIDR.IsValid() {
 		cfg.ClusterCIDRs = []netip.Prefix{s.ClusterCIDR}
 	}

@@ -20,17 +20,33 @@ import (
 // world is proxytest's world in namespaces: a node, and every other source in
 // a namespace of its own, joined to the node by veth and routed.
 type world struct {
-	t    *testing.T
+	t *testing.T
+	// six says that it is the IPv6 twin.
+	six  bool
 	node *netns.NS
 	ns   map[proxytest.Source]*netns.NS
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, node: newNS(t), ns: map[proxytest.Source]*netns.NS{}}
+	return newWorldOf(t, false)
+}
+
+// addr is an address of the world in its family.
+func (w *world) addr(a netip.Addr) netip.Addr {
+	if w.six {
+		return proxytest.In6(a)
+	}
+	return a
+}
+
+func newWorldOf(t *testing.T, six bool) *world {
+	t.Helper()
+	w := &world{t: t, six: six, node: newNS(t), ns: map[proxytest.Source]*netns.NS{}}
 	for name, value := range map[string]string{"net.ipv4.ip_forward": "1", "net.ipv4.conf.all.rp_filter": "0",
 		"net.ipv4.conf.default.rp_filter": "0", "net.ipv4.conf.all.route_localnet": "1",
-		"net.netfilter.nf_conntrack_acct": "1", "net.ipv4.icmp_ratelimit": "0"} {
+		"net.netfilter.nf_conntrack_acct": "1", "net.ipv4.icmp_ratelimit": "0",
+		"net.ipv6.conf.all.forwarding": "1", "net.ipv6.icmp.ratelimit": "0"} {
 		w.must(w.node.SetSysctl(name, value))
 	}
 	for i, s := range proxytest.Sources() {
@@ -57,20 +73,26 @@ func (w *world) void() {
 	ns := newNS(w.t)
 	w.must(ns.SetSysctl("net.ipv4.ip_forward", "1"))
 	w.must(ns.SetSysctl("net.ipv4.icmp_ratelimit", "0"))
+	w.must(ns.SetSysctl("net.ipv6.conf.all.forwarding", "1"))
+	w.must(ns.SetSysctl("net.ipv6.icmp.ratelimit", "0"))
 	w.must(w.node.Do(func() error {
 		err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "to-void"}, PeerName: "kpvoid",
 			PeerNamespace: netlink.NsFd(ns.Fd())})
 		if err != nil {
 			return err
 		}
-		return configure("to-void", "", proxytest.NodeAddr, voidAddr, true)
+		return configure("to-void", "", w.addr(proxytest.NodeAddr), w.addr(voidAddr), true)
 	}))
 	w.must(ns.Do(func() error {
-		if err := configure("kpvoid", "eth0", voidAddr, proxytest.NodeAddr, true); err != nil {
+		if err := configure("kpvoid", "eth0", w.addr(voidAddr), w.addr(proxytest.NodeAddr), true); err != nil {
 			return err
 		}
 		for _, p := range []string{"10.96.0.0/16", "198.51.100.0/24"} {
-			if err := netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix(p)), Type: syscall.RTN_UNREACHABLE}); err != nil {
+			dst := netip.MustParsePrefix(p)
+			if w.six {
+				dst = netip.PrefixFrom(proxytest.In6(dst.Addr()), dst.Bits()+96)
+			}
+			if err := netlink.RouteAdd(&netlink.Route{Dst: ipNet(dst), Type: syscall.RTN_UNREACHABLE}); err != nil {
 				return err
 			}
 		}
@@ -85,6 +107,10 @@ func newNS(t *testing.T) *netns.NS {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ns.Close() })
+	// Link-local addresses would wait a second to see whether they are taken.
+	if err := ns.SetSysctl("net.ipv6.conf.default.accept_dad", "0"); err != nil {
+		t.Fatal(err)
+	}
 	return ns
 }
 
@@ -113,9 +139,16 @@ func (w *world) join(s proxytest.Source, peer string) {
 		if err != nil {
 			return err
 		}
-		return configure(linkOf(s), "", proxytest.NodeAddr, s.Addr(), false)
+		return configure(linkOf(s), "", w.addr(proxytest.NodeAddr), w.addr(s.Addr()), false)
 	}))
-	w.must(ns.Do(func() error { return configure(peer, "eth0", s.Addr(), proxytest.NodeAddr, true) }))
+	w.must(ns.Do(func() error { return configure(peer, "eth0", w.addr(s.Addr()), w.addr(proxytest.NodeAddr), true) }))
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // configure brings up a link with one address and a route to the other end,
@@ -130,7 +163,7 @@ func configure(name, rename string, self, other netip.Addr, all bool) error {
 			return err
 		}
 	}
-	if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: hostNet(self)}); err != nil {
+	if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: hostNet(self), Flags: syscall.IFA_F_NODAD * b2i(self.Is6())}); err != nil {
 		return err
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
@@ -149,7 +182,7 @@ func (w *world) serve(s proxytest.Source) {
 	w.t.Helper()
 	w.must(w.ns[s].Do(func() error {
 		for _, port := range []int{8080, 8443} {
-			l, err := net.ListenTCP("tcp4", &net.TCPAddr{Port: port})
+			l, err := net.ListenTCP("tcp", &net.TCPAddr{Port: port})
 			if err != nil {
 				return err
 			}
@@ -165,7 +198,7 @@ func (w *world) serve(s proxytest.Source) {
 				}
 			}()
 		}
-		u, err := net.ListenUDP("udp4", &net.UDPAddr{Port: 5353})
+		u, err := net.ListenUDP("udp", &net.UDPAddr{Port: 5353})
 		if err != nil {
 			return err
 		}
@@ -177,7 +210,7 @@ func (w *world) serve(s proxytest.Source) {
 				if err != nil {
 					return
 				}
-				u.WriteToUDPAddrPort(fmt.Appendf(nil, "%s:5353 %s\n", s, from), from)
+				u.WriteToUDPAddrPort(fmt.Appendf(nil, "%s:5353 %s\n", s, netip.AddrPortFrom(from.Addr().Unmap(), from.Port())), from)
 			}
 		}()
 		return nil
@@ -200,7 +233,7 @@ func (r reply) outcome() string {
 		return "answered"
 	case errors.Is(r.err, syscall.ECONNREFUSED):
 		return "refused"
-	case errors.Is(r.err, syscall.EHOSTUNREACH):
+	case errors.Is(r.err, syscall.EHOSTUNREACH), errors.Is(r.err, syscall.ENETUNREACH):
 		return "unreachable"
 	case errors.As(r.err, &timeout) && timeout.Timeout():
 		return "timeout"
@@ -211,7 +244,7 @@ func (r reply) outcome() string {
 // dial makes one connection or exchange from the calling thread's namespace.
 func dial(proto conntrack.Proto, to netip.AddrPort, timeout time.Duration) reply {
 	d := net.Dialer{Timeout: timeout}
-	c, err := d.Dial(proto.String()+"4", to.String())
+	c, err := d.Dial(proto.String(), to.String())
 	if err != nil {
 		return reply{err: err}
 	}
@@ -245,5 +278,8 @@ func dial(proto conntrack.Proto, to netip.AddrPort, timeout time.Duration) reply
 func (w *world) from(s proxytest.Source, proto conntrack.Proto, to netip.AddrPort, timeout time.Duration) reply {
 	var r reply
 	w.must(w.ns[s].Do(func() error { r = dial(proto, to, timeout); return nil }))
+	if w.six && r.err == nil {
+		r.endpoint = netip.AddrPortFrom(w.addr(r.endpoint.Addr()), r.endpoint.Port())
+	}
 	return r
 }

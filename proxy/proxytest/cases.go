@@ -42,7 +42,15 @@ func (r Row) Name() string {
 
 // Packet is the row's packet.
 func (r Row) Packet() proxy.Packet {
-	return proxy.Packet{Proto: r.Proto, Src: netip.AddrPortFrom(r.From.Addr(), 40000), Dst: r.To, FromNode: r.From == FromNode}
+	return proxy.Packet{Proto: r.Proto, Src: netip.AddrPortFrom(r.Client(), 40000), Dst: r.To, FromNode: r.From == FromNode}
+}
+
+// Client is the address the packet comes from.
+func (r Row) Client() netip.Addr {
+	if r.To.Addr().Is6() {
+		return In6(r.From.Addr())
+	}
+	return r.From.Addr()
 }
 
 // Want is what becomes of a packet.
@@ -63,7 +71,7 @@ type Want struct {
 
 // MasqueradeOf is the reason why a packet to ep is masqueraded.
 func (r Row) MasqueradeOf(ep netip.AddrPort) string {
-	if r.Want.Masquerade == "" && ep.Addr() == r.From.Addr() {
+	if r.Want.Masquerade == "" && ep.Addr() == r.Client() {
 		return "hairpin"
 	}
 	return r.Want.Masquerade

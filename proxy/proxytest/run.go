@@ -7,10 +7,10 @@ import (
 	"github.com/kptrace/kptrace/proxy"
 )
 
-// Run holds a mode's prediction against the table. walk returns what the mode
+// Run holds a mode's prediction against Cases or Cases6. walk returns what the mode
 // does in a Setup, such as the Walk of its Program.
-func Run(t *testing.T, walk func(*testing.T, Setup) func(proxy.Packet) proxy.Outcome) {
-	for _, c := range Cases() {
+func Run(t *testing.T, cases []Case, walk func(*testing.T, Setup) func(proxy.Packet) proxy.Outcome) {
+	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
 			predict := walk(t, c.Setup)
 			for _, row := range c.Rows {
