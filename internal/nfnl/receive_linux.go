@@ -22,6 +22,10 @@ const (
 	// goes to sleep in a system call hundreds of times a second keeps the Go
 	// runtime's monitor awake, which costs more than all of the reading.
 	quietTicks = 10
+	// busyBytes in one drain make the next wait busyTicks long: a reader on a
+	// saturated machine takes time from those it watches each time it wakes.
+	busyBytes = 32 << 10
+	busyTicks = 3
 )
 
 // DefaultTick is how long Receive lets messages gather: long enough that
@@ -31,8 +35,8 @@ const DefaultTick = 5 * time.Millisecond
 // Handler takes what Receive reads. Its functions are called one at a time;
 // times are our wall clock in nanoseconds since 1970.
 type Handler struct {
-	// Tick is how long messages gather once the first has come; zero means
-	// DefaultTick.
+	// Tick is how long messages gather once the first has come, three times as
+	// long where very many do; zero means DefaultTick.
 	Tick time.Duration
 	// Data takes the datagrams of one drain, one behind the other, read just
 	// before now. They are valid until it returns.
@@ -84,7 +88,7 @@ type loop struct {
 }
 
 func (l *loop) run(ctx context.Context) error {
-	quiet := quietTicks
+	quiet, wait := quietTicks, l.Tick
 	for l.idle = time.Now(); ctx.Err() == nil; {
 		readable := true
 		if quiet >= quietTicks {
@@ -94,13 +98,16 @@ func (l *loop) run(ctx context.Context) error {
 			}
 		}
 		if readable {
-			time.Sleep(l.Tick)
+			time.Sleep(wait)
 			got, err := l.drain(ctx)
 			if err != nil {
 				return err
 			}
-			if quiet++; got {
+			if quiet++; got > 0 {
 				quiet = 0
+			}
+			if wait = l.Tick; got >= busyBytes {
+				wait *= busyTicks
 			}
 		}
 		if now := time.Now(); now.Sub(l.idle) >= idleEvery {
@@ -127,14 +134,14 @@ func (l *loop) wait(d time.Duration) (readable bool, err error) {
 }
 
 // drain reads until there is nothing left, and hands over full buffers. It
-// reports whether there was anything.
-func (l *loop) drain(ctx context.Context) (got bool, err error) {
+// returns how many bytes there were.
+func (l *loop) drain(ctx context.Context) (got int, err error) {
 	n := 0
 	for {
 		size, err := unix.Read(l.fd, l.buf[n:])
 		switch {
 		case err == nil && size > 0:
-			got = true
+			got += size
 			n += align(size)
 		case errors.Is(err, unix.EAGAIN), err == nil:
 			if n > 0 {
@@ -142,7 +149,7 @@ func (l *loop) drain(ctx context.Context) (got bool, err error) {
 			}
 			return got, nil
 		case errors.Is(err, unix.ENOBUFS):
-			got = true
+			got += busyBytes
 			if l.Overrun != nil {
 				l.Overrun(time.Now().UnixNano())
 			}
