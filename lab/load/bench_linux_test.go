@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"runtime"
 	"slices"
@@ -26,11 +27,21 @@ type plan struct {
 	each   time.Duration
 }
 
+// workload is what a connection does.
+type workload struct {
+	name string
+	port uint16
+}
+
+// workloads differ in what the connection itself costs: a bare one is as cheap
+// as client and server can make it, the other has a usual HTTP server.
+var workloads = []workload{{"http", 81}, {"bare", 80}}
+
 func thePlan() plan {
 	if os.Getenv("BENCH_SHORT") != "" {
-		return plan{1, 300 * time.Millisecond}
+		return plan{1, 200 * time.Millisecond}
 	}
-	return plan{5, time.Second}
+	return plan{9, 500 * time.Millisecond}
 }
 
 // variant is a way to watch a node, to be compared with not watching it.
@@ -40,7 +51,9 @@ type variant struct {
 	// traces, observer what else reads them.
 	rules, kptrace bool
 	observer       string
-	// program is a peer with its arguments.
+	// program is a peer with its arguments. It runs only while it is measured:
+	// the kernel asks whether anybody on the machine listens to a kind of
+	// conntrack event, so a peer that wants all of them costs every node.
 	program []string
 }
 
@@ -73,7 +86,7 @@ func (s sample) cost() float64 { return float64(s.all) / float64(s.conns) }
 
 // measure lets as many clients as there are processors connect as fast as
 // they can.
-func (p *place) measure(d time.Duration) sample {
+func (p *place) measure(l workload, d time.Duration) sample {
 	p.w.t.Helper()
 	pids := []int{os.Getpid()}
 	if p.watcher != nil {
@@ -94,7 +107,10 @@ func (p *place) measure(d time.Duration) sample {
 	var g errgroup.Group
 	for i := range results {
 		g.Go(func() (err error) {
-			results[i], err = p.run(context.Background(), Config{Duration: d, Concurrency: 32})
+			results[i], err = p.run(context.Background(), Config{
+				Target:   netip.AddrPortFrom(p.service.Addr(), l.port),
+				Duration: d, Concurrency: 32,
+			})
 			return err
 		})
 	}
@@ -129,13 +145,13 @@ func (p *place) measure(d time.Duration) sample {
 // result is what the pairs of one variant came to.
 type result struct {
 	variant
-	on, off                []sample
-	objects, bytes         float64 // allocated per connection
-	heap                   uint64
-	absent                 string
-	conns                  int
-	losses                 []trace.Loss
-	published, connections uint64
+	on, off        []sample
+	objects, bytes float64 // allocated per connection
+	heap           uint64
+	path, absent   string // of the peer, or why there is none
+	conns          int
+	losses         []trace.Loss
+	published      uint64
 }
 
 // BenchmarkTracing measures what watching costs: new connections per second
@@ -144,18 +160,20 @@ type result struct {
 // are those of tracing always on.
 func BenchmarkTracing(b *testing.B) {
 	for _, flavour := range []string{"nft", "legacy"} {
-		b.Run(flavour, func(b *testing.B) {
-			for b.Loop() { // once: it takes longer than a benchtime
-				benchmark(b, flavour)
-			}
-		})
+		for _, l := range workloads {
+			b.Run(flavour+"/"+l.name, func(b *testing.B) {
+				for b.Loop() { // once: it takes longer than a benchtime
+					benchmark(b, flavour, l)
+				}
+			})
+		}
 	}
 }
 
-func benchmark(b *testing.B, flavour string) {
+func benchmark(b *testing.B, flavour string, l workload) {
 	var results []*result
 	for _, v := range variants {
-		if (v.both || flavour == "nft") && strings.Contains(v.name, os.Getenv("BENCH_ONLY")) {
+		if (v.both || flavour == "nft" && l.name == "bare") && strings.Contains(v.name, os.Getenv("BENCH_ONLY")) {
 			results = append(results, &result{variant: v.variant})
 		}
 	}
@@ -165,7 +183,7 @@ func benchmark(b *testing.B, flavour string) {
 	places := make([]*place, len(results))
 	for i, r := range results {
 		places[i] = w.place(i)
-		places[i].set(r, flavour)
+		places[i].set(r, flavour, l)
 	}
 	pl := thePlan()
 	for range pl.rounds {
@@ -175,18 +193,18 @@ func benchmark(b *testing.B, flavour string) {
 			}
 			// The order turns around each time: off, on, on, off, off, on …
 			if len(r.on)%2 == 0 {
-				r.off = append(r.off, off.measure(pl.each))
-				r.on = append(r.on, places[i].measure(pl.each))
+				r.off = append(r.off, off.measure(l, pl.each))
+				r.on = append(r.on, places[i].watched(r, l, pl.each))
 			} else {
-				r.on = append(r.on, places[i].measure(pl.each))
-				r.off = append(r.off, off.measure(pl.each))
+				r.on = append(r.on, places[i].watched(r, l, pl.each))
+				r.off = append(r.off, off.measure(l, pl.each))
 			}
 		}
 	}
 	for i, r := range results {
 		r.finish(places[i])
 	}
-	print(os.Stdout, flavour, pl, results)
+	print(os.Stdout, flavour, l, pl, results)
 	for _, r := range results {
 		if r.kptrace {
 			rate, _, _ := spread(r.pairs(sample.rate))
@@ -197,8 +215,21 @@ func benchmark(b *testing.B, flavour string) {
 	}
 }
 
+// watched measures while a variant watches.
+func (p *place) watched(r *result, l workload, d time.Duration) sample {
+	if r.path == "" {
+		return p.measure(l, d)
+	}
+	p.watcher = p.start(r.path, r.program[1:]...)
+	time.Sleep(100 * time.Millisecond)
+	s := p.measure(l, d)
+	p.watcher.stop()
+	p.watcher = nil
+	return s
+}
+
 // set starts what watches a node, and connects a little so that all is warm.
-func (p *place) set(r *result, flavour string) {
+func (p *place) set(r *result, flavour string, l workload) {
 	p.w.t.Helper()
 	proxy := p.proxy("-iptables-flavour="+flavour, fmt.Sprintf("-rules=%v", r.rules), fmt.Sprintf("-trace=%v", r.kptrace))
 	switch {
@@ -207,16 +238,14 @@ func (p *place) set(r *result, flavour string) {
 	case r.observer != "":
 		p.watcher = p.start("kptrace", "observe", "-what="+r.observer)
 	case r.program != nil:
-		path, err := exec.LookPath(r.program[0])
-		if err != nil {
+		var err error
+		if r.path, err = exec.LookPath(r.program[0]); err != nil {
 			r.absent = "peer not installed"
-			return
 		}
-		p.watcher = p.start(path, r.program[1:]...)
 	}
 	if p.watcher != nil {
 		time.Sleep(100 * time.Millisecond)
-		p.measure(200 * time.Millisecond)
+		p.measure(l, 200*time.Millisecond)
 		m := p.watcher.memory(p.w.t)
 		r.objects, r.bytes = -float64(m.Objects), -float64(m.Bytes)
 	}
@@ -262,9 +291,9 @@ func spread(list []float64) (median, least, most float64) {
 	return (list[(n-1)/2] + list[n/2]) / 2, list[0], list[n-1]
 }
 
-func print(out io.Writer, flavour string, pl plan, results []*result) {
-	fmt.Fprintf(out, "\nNew connections through a ClusterIP, iptables-%s, %s, %d processors, %d pairs of %v each:\n\n",
-		flavour, kernel(), runtime.NumCPU(), pl.rounds, pl.each)
+func print(out io.Writer, flavour string, l workload, pl plan, results []*result) {
+	fmt.Fprintf(out, "\nNew connections through a ClusterIP, %s, iptables-%s, %s, %d processors, %d pairs of %v each:\n\n",
+		l.name, flavour, kernel(), runtime.NumCPU(), pl.rounds, pl.each)
 	tw := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "what watches\tconn/s\trate against none\tcpu of all against none\twatcher's cpu s/1000\tallocations\tbytes\theap")
 	for _, r := range results {

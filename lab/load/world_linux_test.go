@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -22,7 +24,8 @@ import (
 )
 
 const (
-	serverPort       = 8080
+	serverPort       = 8080 // bare
+	httpPort         = 8081 // an HTTP server
 	endpointsPerNode = 3
 )
 
@@ -65,15 +68,15 @@ status: {podIP: 10.244.%[2]d.100}
 apiVersion: v1
 kind: Service
 metadata: {name: load, namespace: %[1]s}
-spec: {clusterIP: 10.96.0.%[3]d, ports: [{name: http, port: 80, targetPort: %[4]d}]}
+spec: {clusterIP: 10.96.0.%[3]d, ports: [{name: bare, port: 80, targetPort: %[4]d}, {name: http, port: 81, targetPort: %[5]d}]}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: load, namespace: %[1]s, labels: {kubernetes.io/service-name: load}}
 addressType: IPv4
-ports: [{name: http, port: %[4]d}]
+ports: [{name: bare, port: %[4]d}, {name: http, port: %[5]d}]
 endpoints:
-`, nodeName(i), i+1, i+10, serverPort)
+`, nodeName(i), i+1, i+10, serverPort, httpPort)
 		for e := range endpointsPerNode {
 			fmt.Fprintf(&b, "- {addresses: [10.244.%d.%d], nodeName: %s, conditions: {ready: true}, targetRef: {kind: Pod, namespace: %[3]s, name: server-%d}}\n",
 				i+1, e+2, nodeName(i), e)
@@ -122,9 +125,31 @@ func newWorld(t testing.TB, n int) *world {
 			case err := <-failed:
 				t.Fatal(err)
 			}
+			w.serveHTTP(i, e)
 		}
 	}
 	return w
+}
+
+// serveHTTP runs the HTTP server of Go's library in an endpoint, until the
+// world ends.
+func (w *world) serveHTTP(i, e int) {
+	w.t.Helper()
+	srv := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(rw, "ok\n")
+	})}
+	var l net.Listener
+	err := w.lab.Do(lab.PodSpace(nodeName(i), fmt.Sprintf("server-%d", e)), func() (err error) {
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false)
+		l, err = lc.Listen(w.t.Context(), "tcp4", fmt.Sprintf(":%d", httpPort))
+		return err
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	go func() { _ = srv.Serve(l) }()
+	w.t.Cleanup(func() { srv.Close() })
 }
 
 func (w *world) place(i int) *place {
@@ -235,7 +260,9 @@ func (p *place) ready() error {
 
 // run makes connections from the node's client pod to its Service.
 func (p *place) run(ctx context.Context, cfg Config) (r Result, err error) {
-	cfg.Target = p.service
+	if !cfg.Target.IsValid() {
+		cfg.Target = p.service
+	}
 	doErr := p.w.lab.Do(lab.PodSpace(p.name, "client"), func() error {
 		r, err = Run(ctx, cfg)
 		return nil
