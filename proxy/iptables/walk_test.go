@@ -34,7 +34,7 @@ func TestConformance(t *testing.T) {
 // configFor is the Config of a Setup of the table.
 func configFor(s proxytest.Setup) Config {
 	cfg := Config{MasqueradeAll: s.MasqueradeAll, LocalhostNodePorts: true, Trace: true}
-	if s.Snapshot.Services[0].Is6() {
+	if s.Snapshot != nil && s.Snapshot.Services[0].Is6() {
 		cfg.Family = xtables.IPv6
 	}
 	if s.ClusterCIDR.IsValid() {
