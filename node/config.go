@@ -40,8 +40,9 @@ type Config struct {
 	// HTTP says what else is served, and where.
 	HTTP HTTPConfig
 	// Wanted is the mode that was asked for, if another one runs because it
-	// cannot: for metrics and status.
-	Wanted proxy.Mode
+	// cannot, and Fallback why: for metrics and status.
+	Wanted   proxy.Mode
+	Fallback string
 	// SyncPeriod is how long the kernel may lag behind at most, MinSyncPeriod
 	// the least time between two syncs; zero means the Syncer's defaults.
 	SyncPeriod, MinSyncPeriod time.Duration
@@ -64,7 +65,11 @@ type Config struct {
 }
 
 // Sysctl is a kernel setting, named as "net/netfilter/nf_conntrack_max".
-type Sysctl struct{ Name, Value string }
+type Sysctl struct {
+	Name, Value string
+	// AtLeast leaves it as it is where it is a larger number already.
+	AtLeast bool
+}
 
 // Preflighter is a Backend that can tell before its first Apply whether it can
 // run here.

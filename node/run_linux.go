@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -96,6 +97,11 @@ func (n *node) sysctls() error {
 		return fmt.Errorf("%w: NodePorts on 127.0.0.1 need it", err)
 	}
 	for _, s := range n.cfg.Sysctls {
+		if s.AtLeast {
+			if least, _ := strconv.Atoi(s.Value); number(s.Name) >= least {
+				continue
+			}
+		}
 		if err := n.owner.set(s.Name, s.Value); err != nil {
 			return err
 		}
@@ -201,6 +207,23 @@ func (n *node) undo(ctx context.Context) error {
 	}
 	n.cfg.Logger.Info("rules removed, sysctls set back")
 	return nil
+}
+
+// Init makes the settings that need full root and leaves them for a Run with
+// less: those of kube-proxy's --init-only.
+func Init(cfg Config) error {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.StateDir == "" {
+		cfg.StateDir = filepath.Dir(cfg.Socket)
+	}
+	own, err := own(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer own.release()
+	return (&node{cfg: cfg, owner: own}).sysctls()
 }
 
 // Cleanup undoes what a node that is gone left in this network namespace.

@@ -57,6 +57,11 @@ func (n *node) status() relay.Status {
 	if sync.LastError != nil {
 		s.SyncError = sync.LastError.Error()
 	}
+	if n.cfg.Wanted != "" && n.cfg.Wanted != s.Mode {
+		s.Problems = append(s.Problems, proxy.Problem{
+			Object: "mode " + string(n.cfg.Wanted), Message: "fell back to " + string(s.Mode) + ": " + n.cfg.Fallback,
+		})
+	}
 	if v := n.view(); v != nil {
 		s.Rules = len(v.Program.Index())
 		s.Services = len(v.Snapshot.Services)
