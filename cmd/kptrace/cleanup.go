@@ -33,7 +33,7 @@ that kubelet shares stay. Doing it twice does no harm.`,
 			if err := checkFlavour(f.flavour); err != nil {
 				return usageErr(err)
 			}
-			backend := iptables.New(iptables.Config{Flavour: f.flavour})
+			backend := iptables.NewDual(iptables.Config{Flavour: f.flavour})
 			if err := node.Cleanup(cmd.Context(), backend, filepath.Dir(f.socket)); err != nil {
 				return err
 			}

@@ -121,7 +121,7 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 		level = slog.LevelDebug
 	}
 	logger := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
-	backend := iptables.New(cfg)
+	backend := iptables.NewDual(cfg)
 	watcher := manifests.New(manifests.Config{Dir: f.manifests, Node: f.node, Logger: logger})
 	if f.dryRun {
 		return dryRun(cmd, backend, watcher)
