@@ -26,6 +26,7 @@ func (b *Backend) Cleanup(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("proxy/iptables: cleaning up iptables-%s: %w", fl, err))
 		}
 	}
+	errs = append(errs, b.inNetns(deleteCounters))
 	return errors.Join(errs...)
 }
 
@@ -58,7 +59,8 @@ func cleanupPlan(have *xtables.Ruleset) (xtables.Plan, []error) {
 	chains := xtables.Phase{Name: "chains"}
 	kubelet := have.Chain("mangle", "KUBE-KUBELET-CANARY") != nil || have.Chain("mangle", "KUBE-IPTABLES-HINT") != nil
 	mine := func(table, chain string) bool { return owned(table, chain) }
-	if c := have.Chain("filter", chainFirewall); c != nil && !kubelet && len(c.Rules) == 1 && c.Rules[0].String() == localnetRule {
+	if c := have.Chain("filter", chainFirewall); c != nil && !kubelet &&
+		(len(c.Rules) == 0 || len(c.Rules) == 1 && c.Rules[0].String() == localnetRule) {
 		mine = func(table, chain string) bool {
 			return owned(table, chain) || table == "filter" && chain == chainFirewall
 		}

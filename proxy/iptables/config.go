@@ -38,6 +38,9 @@ type Config struct {
 	// tracking calls invalid, as is right where nf_conntrack_tcp_be_liberal
 	// is on.
 	KeepInvalid bool
+	// Counters says that the kernel has the packet counters CounterInvalid
+	// and CounterLocalhost, which rules then feed; see EnsureCounters.
+	Counters bool
 
 	// Trace adds the NFLOG rules.
 	Trace bool

@@ -107,10 +107,11 @@ func (r *renderer) fixed() *fixed {
 	add("filter", chainProxyFirewall, fresh, "kubernetes load balancer firewall", "INPUT", "OUTPUT", "FORWARD")
 	add("nat", chainServices, "", "kubernetes service portals", "OUTPUT", "PREROUTING")
 	add("nat", chainPostrouting, "", "kubernetes postrouting rules", "POSTROUTING")
+	f.foreign = []chain{{"filter", chainFirewall, nil}}
 	if r.localhost() {
-		f.foreign = []chain{{"filter", chainFirewall, []string{localnetRule}}}
-		add("filter", chainFirewall, "", "", "INPUT", "OUTPUT")
+		f.foreign[0].rules = []string{localnetRule}
 	}
+	add("filter", chainFirewall, "", "", "INPUT", "OUTPUT")
 	if r.cfg.Trace {
 		r.trace(f)
 	}
@@ -133,7 +134,11 @@ func (r *renderer) localhost() bool { return r.cfg.LocalhostNodePorts && r.cfg.F
 func (r *renderer) forward(bits string) []string {
 	var rules []string
 	if !r.cfg.KeepInvalid {
-		rules = append(rules, "-m conntrack --ctstate INVALID -j DROP")
+		count := ""
+		if r.cfg.Counters {
+			count = "-m nfacct --nfacct-name " + CounterInvalid
+		}
+		rules = append(rules, line("-m conntrack --ctstate INVALID", count, "-j DROP"))
 	}
 	return append(rules,
 		line(comment("kubernetes forwarding rules"), "-m mark --mark "+bits+" -j ACCEPT"),

@@ -115,7 +115,12 @@ func (w *unitWriter) write() {
 	}
 	if svc.NodePort != 0 {
 		if has {
-			w.share("nat", chainNodePorts, w.nodePort("")("", jump(ext)))
+			var rules []string
+			if w.cfg.Counters && w.localhost() {
+				rules = append(rules, line("-d 127.0.0.0/8 -p "+w.proto, comment(w.key), dport(w.proto, svc.NodePort),
+					"-m nfacct --nfacct-name "+CounterLocalhost, jump(ext)))
+			}
+			w.share("nat", chainNodePorts, append(rules, w.nodePort("")("", jump(ext)))...)
 		}
 		if !hasExternal {
 			w.refuse(chainExternalServices, proxy.ViaNodePort, has, w.nodePort("-m addrtype --dst-type LOCAL"))
