@@ -8,20 +8,29 @@ import (
 
 	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/exporters/prom"
+	"github.com/kptrace/kptrace/internal/nfnl"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/health"
 )
 
 // measure makes the Syncer and those who look at it.
 func (n *node) measure() {
+	families, labels := []health.Family{health.IPv4}, []string{prom.IPv4}
+	if b, ok := n.cfg.Backend.(interface{ IPv6() bool }); ok && b.IPv6() {
+		families, labels = append(families, health.IPv6), append(labels, prom.IPv6)
+	}
 	n.metrics = prom.New(prom.Config{
-		Version: n.cfg.Version, Families: []string{prom.IPv4},
+		Version: n.cfg.Version, Families: labels,
 		Mode: n.cfg.Backend.Mode(), Wanted: n.cfg.Wanted,
 		Sync: func() proxy.SyncStats { return n.syncer.Stats() }, Started: n.started,
+		Packets: func(name string) (uint64, bool) {
+			packets, err := nfnl.Counter(name)
+			return packets, err == nil
+		},
 	})
 	n.health = &health.Source{
 		Stats: func() proxy.SyncStats { return n.syncer.Stats() }, Eligible: n.eligible,
-		Timeout: 2 * n.cfg.SyncPeriod, Families: []health.Family{health.IPv4},
+		Timeout: 2 * n.cfg.SyncPeriod, Families: families,
 	}
 	n.ports = health.NewServers(health.ServersConfig{Healthy: n.health.Healthy, Logger: n.cfg.Logger})
 	reconciled := n.cfg.Reconciled

@@ -60,10 +60,10 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer own.release()
 	n := &node{cfg: cfg, owner: own, started: time.Now()}
-	n.measure()
 	if err := n.preflight(ctx); err != nil {
 		return err
 	}
+	n.measure()
 	if err := n.sysctls(); err != nil {
 		return err
 	}

@@ -78,11 +78,17 @@ type Report struct {
 	// Commits, Rules and Bytes count what was written.
 	Commits, Rules, Bytes int
 	// Tables counts the Rules by table, where the mode has tables.
-	Tables map[string]int
+	Tables map[Table]int
 	// Refused counts the Service ports that the kernel does not take. Partial
 	// says that the error, if there is one, speaks of them alone, and that
 	// they are no more than half of all.
 	Refused int
 	Partial bool
 	Took    time.Duration
+}
+
+// Table names a table of rules.
+type Table struct {
+	IP6  bool
+	Name string
 }

@@ -56,7 +56,7 @@ type Exporter struct {
 	slices   uint64
 	counted  *proxy.View // the View that the next two were made of
 	noLocal  map[policyFamily]int
-	rules    map[string]int
+	rules    map[proxy.Table]int
 }
 
 // New returns an Exporter that nobody has scraped.

@@ -21,10 +21,10 @@ import (
 // program is a Program of the iptables mode as far as metrics look.
 type program struct {
 	proxy.Program
-	rules map[string]int
+	rules map[proxy.Table]int
 }
 
-func (p program) RuleCounts() map[string]int { return p.rules }
+func (p program) RuleCounts() map[proxy.Table]int { return p.rules }
 
 func service(name string, local bool, endpoints ...proxy.Endpoint) proxy.Service {
 	return proxy.Service{
@@ -64,15 +64,15 @@ func full(t *testing.T) *Exporter {
 			"shop/old-1": {At: start.Add(-time.Hour)},
 		},
 	}
-	p := program{rules: map[string]int{"filter": 7, "mangle": 0, "nat": 20}}
+	p := program{rules: map[proxy.Table]int{{Name: "filter"}: 7, {Name: "mangle"}: 0, {Name: "nat"}: 20}}
 	view := func(err error) *proxy.View {
 		return &proxy.View{Snapshot: snap, Program: p, From: start.Add(3 * time.Second), Done: start.Add(4 * time.Second), Err: err}
 	}
 	e.Asked(snap)
 	e.Observe(view(errors.New("refused")), proxy.Report{})
 	e.Observe(view(errors.New("refused")), proxy.Report{Full: true})
-	e.Observe(view(nil), proxy.Report{Full: true, Tables: map[string]int{"nat": 20}})
-	e.Observe(view(nil), proxy.Report{Tables: map[string]int{"nat": 3}})
+	e.Observe(view(nil), proxy.Report{Full: true, Tables: map[proxy.Table]int{{Name: "nat"}: 20}})
+	e.Observe(view(nil), proxy.Report{Tables: map[proxy.Table]int{{Name: "nat"}: 3}})
 	next := *snap
 	next.Services = slices.Clone(snap.Services)
 	next.Services[1].Endpoints = nil

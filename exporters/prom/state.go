@@ -3,6 +3,7 @@ package prom
 import (
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,7 +18,7 @@ const (
 )
 
 // ruleCounter is a Program that knows how many rules it has in which table.
-type ruleCounter interface{ RuleCounts() map[string]int }
+type ruleCounter interface{ RuleCounts() map[proxy.Table]int }
 
 // policyFamily is the labels of sync_proxy_rules_no_local_endpoints_total.
 type policyFamily struct{ policy, family string }
@@ -80,13 +81,27 @@ func (s state) Collect(ch chan<- prometheus.Metric) {
 			send(gauge, "sync_proxy_rules_no_local_endpoints_total", "Number of services with a Local traffic policy and no endpoints",
 				float64(s.noLocal[policyFamily{p, f}]), "traffic_policy", p, family, f)
 		}
-		for _, table := range slices.Sorted(maps.Keys(s.rules)) {
-			send(gauge, "sync_proxy_rules_iptables_total", "Total number of iptables rules owned by kube-proxy",
-				float64(s.rules[table]), "table", table, family, f)
-			send(gauge, "sync_proxy_rules_iptables_last", "Number of iptables rules written by kube-proxy in last sync",
-				float64(s.last.Tables[table]), "table", table, family, f)
-		}
 	}
+	for _, table := range slices.SortedFunc(maps.Keys(s.rules), byFamily) {
+		f := IPv4
+		if table.IP6 {
+			f = IPv6
+		}
+		send(gauge, "sync_proxy_rules_iptables_total", "Total number of iptables rules owned by kube-proxy",
+			float64(s.rules[table]), "table", table.Name, family, f)
+		send(gauge, "sync_proxy_rules_iptables_last", "Number of iptables rules written by kube-proxy in last sync",
+			float64(s.last.Tables[table]), "table", table.Name, family, f)
+	}
+}
+
+func byFamily(a, b proxy.Table) int {
+	if a.IP6 != b.IP6 {
+		if b.IP6 {
+			return -1
+		}
+		return 1
+	}
+	return strings.Compare(a.Name, b.Name)
 }
 
 // count brings noLocal and rules up to the View in force. The caller holds mu.

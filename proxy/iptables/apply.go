@@ -117,9 +117,9 @@ func (b *Backend) run(ctx context.Context, plan xtables.Plan, rep *proxy.Report)
 	rep.Bytes += done.Bytes
 	for table, n := range done.Tables {
 		if rep.Tables == nil {
-			rep.Tables = map[string]int{}
+			rep.Tables = map[proxy.Table]int{}
 		}
-		rep.Tables[table] += n
+		rep.Tables[proxy.Table{IP6: b.cfg.Family == xtables.IPv6, Name: table}] += n
 	}
 	return done.Failed, err
 }

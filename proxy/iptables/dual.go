@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -39,6 +40,9 @@ func NewDual(cfg Config) *Dual {
 
 // Mode returns proxy.IPTables.
 func (d *Dual) Mode() proxy.Mode { return proxy.IPTables }
+
+// IPv6 reports whether the node has IPv6, as Preflight found.
+func (d *Dual) IPv6() bool { return !d.off.Load() }
 
 // Preflight settles the flavour, which is the same for both families, and
 // whether there is IPv6: the program ip6tables, /proc/net/if_inet6, and
@@ -127,6 +131,17 @@ func (p *dualProgram) Walk(pkt proxy.Packet) proxy.Outcome {
 	return p.v4.Walk(pkt)
 }
 
+// RuleCounts counts the rules of each table of both families.
+func (p *dualProgram) RuleCounts() map[proxy.Table]int {
+	n := map[proxy.Table]int{}
+	for _, one := range []proxy.Program{p.v4, p.v6} {
+		if c, ok := one.(*program); ok {
+			maps.Copy(n, c.RuleCounts())
+		}
+	}
+	return n
+}
+
 // Text is the text of IPv4, and behind a line that says so that of IPv6 where a
 // Service has an address of it.
 func (p *dualProgram) Text() string {
@@ -157,6 +172,13 @@ func (d *Dual) Apply(ctx context.Context, prog proxy.Program) (proxy.Report, err
 	rep.Rules += more.Rules
 	rep.Bytes += more.Bytes
 	rep.Took += more.Took
+	rep.Refused += more.Refused
+	rep.Partial = rep.Partial && more.Partial
+	if rep.Tables == nil {
+		rep.Tables = more.Tables
+	} else {
+		maps.Copy(rep.Tables, more.Tables)
+	}
 	return rep, errors.Join(err, err6)
 }
 

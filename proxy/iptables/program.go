@@ -3,6 +3,7 @@ package iptables
 import (
 	"bytes"
 
+	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 )
 
@@ -72,14 +73,16 @@ func (p *program) writeRules(b *bytes.Buffer, units []*unit, insert bool) {
 
 // RuleCounts counts the rules of each table, jumps from built-in chains
 // included.
-func (p *program) RuleCounts() map[string]int {
-	n := map[string]int{}
+func (p *program) RuleCounts() map[proxy.Table]int {
+	six := p.cfg.Family == xtables.IPv6
+	n := map[proxy.Table]int{}
 	for _, table := range tables {
-		n[table] = 0
-		p.eachChain(table, p.units, func(_ string, rules []string) { n[table] += len(rules) })
+		t := proxy.Table{IP6: six, Name: table}
+		n[t] = 0
+		p.eachChain(table, p.units, func(_ string, rules []string) { n[t] += len(rules) })
 	}
 	for i := range p.fixed.jumps {
-		n[p.fixed.jumps[i].table]++
+		n[proxy.Table{IP6: six, Name: p.fixed.jumps[i].table}]++
 	}
 	return n
 }
