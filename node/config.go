@@ -25,6 +25,11 @@ type Config struct {
 	// State calls emit with Snapshots until ctx ends. It fails only if there
 	// is nothing to start from.
 	State func(ctx context.Context, emit func(*proxy.Snapshot)) error
+	// StateFrom says in a few words where State takes it from; StateNotes, if
+	// not nil, what is not as it could be with that at the moment. Both are
+	// for status.
+	StateFrom  string
+	StateNotes func() []string
 
 	// Trace switches the tracer on, reading NFLogGroup.
 	Trace      bool

@@ -52,6 +52,10 @@ func (n *node) status() relay.Status {
 			"what happens on other nodes",
 		},
 	}
+	s.State = n.cfg.StateFrom
+	if n.cfg.StateNotes != nil {
+		s.StateNotes = n.cfg.StateNotes()
+	}
 	sync := n.syncer.Stats()
 	s.Synced = sync.LastEnd
 	if sync.LastError != nil {

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
-	"strings"
 	"sync/atomic"
 	"syscall"
 
@@ -18,25 +17,26 @@ import (
 	"github.com/kptrace/kptrace/node"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/iptables"
-	"github.com/kptrace/kptrace/proxy/kube/manifests"
+	"github.com/kptrace/kptrace/proxy/kube/apiserver"
 )
 
 // proxyFlags are the flags of kptrace proxy and, in part, of cleanup.
 type proxyFlags struct {
-	manifests, node  string
-	mode, flavour    string
-	clusterCIDR      string
-	masqueradeAll    bool
-	masqueradeBit    int
-	takeOver         bool
-	trace            bool
-	group            uint16
-	socket           string
-	dryRun           bool
-	undo             string
-	verbose          bool
-	historySuccesses int
-	historyFailures  int
+	manifests, node    string
+	kubeconfig, master string
+	mode, flavour      string
+	clusterCIDR        string
+	masqueradeAll      bool
+	masqueradeBit      int
+	takeOver           bool
+	trace              bool
+	group              uint16
+	socket             string
+	dryRun             bool
+	undo               string
+	verbose            bool
+	historySuccesses   int
+	historyFailures    int
 }
 
 func newProxyCmd() *cobra.Command {
@@ -47,8 +47,10 @@ func newProxyCmd() *cobra.Command {
 		Long: `Run the kube-proxy: program the kernel so that Services work on this node, and
 watch what the kernel does with their packets.
 
-State comes from a folder of ordinary Kubernetes YAML (Service, EndpointSlice,
-Pod, Node), which is watched: edit a file and the kernel follows.
+State comes from an API server (--kubeconfig, or the service account of the pod
+this runs in), or from a folder of ordinary Kubernetes YAML (Service,
+EndpointSlice, Pod, Node), which is watched: edit a file and the kernel follows.
+An API server that goes away changes nothing: the last state stays in force.
 
 What it changes on the node: chains named KUBE-* and KPTRACE in iptables (mangle,
 nat, filter), and the sysctls that kptrace status lists. SIGTERM leaves the
@@ -57,6 +59,9 @@ them and sets the sysctls back, if they are still as kptrace made them. After
 kill -9, the next start takes over, or kptrace cleanup undoes it by hand.`,
 		Example: `  # Program Services from a folder, trace, and serve kptrace follow
   kptrace proxy --manifests ./state --node node1
+
+  # The same from an API server, on a node of its cluster
+  kptrace proxy --kubeconfig /var/lib/kube-proxy/kubeconfig.conf
 
   # What would it program? Needs no root, works on any OS
   kptrace proxy --manifests ./state --node node1 --dry-run
@@ -67,8 +72,11 @@ kill -9, the next start takes over, or kptrace cleanup undoes it by hand.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runProxy(cmd, f) },
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&f.manifests, "manifests", "", "folder of Kubernetes YAML to take state from")
+	fl.StringVar(&f.manifests, "manifests", "", "folder of Kubernetes YAML to take state from, instead of an API server")
+	fl.StringVar(&f.kubeconfig, "kubeconfig", "", "file that says how to reach the API server (default: the pod's service account)")
+	fl.StringVar(&f.master, "master", "", "URL of the API server, if not the kubeconfig's")
 	fl.StringVar(&f.node, "node", "", "name of this node (default: the host's name)")
+	fl.StringVar(&f.node, "hostname-override", "", "the same as --node")
 	fl.StringVar(&f.mode, "mode", "iptables", "how to program the kernel: iptables")
 	addBackendFlags(cmd, &f)
 	fl.StringVar(&f.clusterCIDR, "cluster-cidr", "", "range of pod addresses; traffic to a Service from outside it is masqueraded")
@@ -100,17 +108,11 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	if mode != proxy.IPTables {
 		return usageErr(fmt.Errorf("mode %q is not in this release: use iptables", mode))
 	}
-	if f.manifests == "" {
-		return usageErr(errors.New("say where Services come from: --manifests DIR"))
-	}
 	if f.undo != "auto" && f.undo != "always" && f.undo != "never" {
 		return usageErr(fmt.Errorf("--undo-on-exit=%q: use auto, always or never", f.undo))
 	}
-	if f.node == "" {
-		if f.node, err = os.Hostname(); err != nil {
-			return fmt.Errorf("finding the host's name: %w: give it by --node", err)
-		}
-		f.node = strings.ToLower(f.node)
+	if f.node, err = nodeName(f.node); err != nil {
+		return err
 	}
 	cfg, err := f.backendConfig()
 	if err != nil {
@@ -122,9 +124,14 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	}
 	logger := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 	backend := iptables.NewDual(cfg)
-	watcher := manifests.New(manifests.Config{Dir: f.manifests, Node: f.node, Logger: logger})
+	state, err := openState(f.manifests, apiserver.Config{
+		Kubeconfig: f.kubeconfig, Master: f.master, NodeName: f.node, Logger: logger,
+	})
+	if err != nil {
+		return err
+	}
 	if f.dryRun {
-		return dryRun(cmd, backend, watcher)
+		return dryRun(cmd, backend, state)
 	}
 	if f.socket == "" {
 		f.socket = relay.DefaultSocket()
@@ -149,7 +156,7 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	}()
 	err = node.Run(ctx, node.Config{
 		Name: f.node, Version: version,
-		Backend: backend, State: watcher.Run,
+		Backend: backend, State: state.run, StateFrom: state.from, StateNotes: state.notes,
 		Trace: f.trace, NFLogGroup: f.group, MasqueradeMark: 1 << f.masqueradeBit,
 		Socket: f.socket, HistoryFailures: f.historyFailures, HistorySuccesses: f.historySuccesses,
 		Undo:   func() bool { return f.undo == "always" || f.undo == "auto" && interrupted.Load() },
@@ -194,8 +201,8 @@ func (f *proxyFlags) backendConfig() (iptables.Config, error) {
 	return cfg, nil
 }
 
-func dryRun(cmd *cobra.Command, backend proxy.Backend, watcher *manifests.Watcher) error {
-	snap, err := watcher.Load()
+func dryRun(cmd *cobra.Command, backend proxy.Backend, state *state) error {
+	snap, err := state.load(cmd.Context())
 	if err != nil {
 		return err
 	}

@@ -108,6 +108,12 @@ func printStatus(w io.Writer, s *relay.Status, socket string, now time.Time) err
 		mode += fmt.Sprintf(", iptables-%s (%s)", s.Flavour, s.FlavourReason)
 	}
 	line("mode", "%s", mode)
+	if s.State != "" {
+		line("state", "%s", s.State)
+	}
+	for _, n := range s.StateNotes {
+		line("", "%s", n)
+	}
 	line("synced", "%s: %d rules for %d Service ports with %d endpoints", ago(s.Synced), s.Rules, s.Services, s.Endpoints)
 	if s.SyncError != "" {
 		line("", "failing since: %s", s.SyncError)

@@ -17,6 +17,8 @@ type statusJSON struct {
 	Mode            string         `json:"mode"`
 	Flavour         string         `json:"flavour,omitempty"`
 	FlavourReason   string         `json:"flavourReason,omitempty"`
+	State           string         `json:"state"`
+	StateNotes      []string       `json:"stateNotes"`
 	Synced          *time.Time     `json:"synced"`
 	SyncError       string         `json:"syncError"`
 	Rules           int            `json:"rules"`
@@ -109,6 +111,7 @@ func toStatusJSON(s *relay.Status, socket string) statusJSON {
 		Socket: socket, Node: s.Node, Version: s.Version, PID: s.PID, Started: at(s.Started), Mode: string(s.Mode),
 		Flavour: s.Flavour, FlavourReason: s.FlavourReason, Synced: at(s.Synced), SyncError: s.SyncError,
 		Rules: s.Rules, Services: s.Services, Endpoints: s.Endpoints,
+		State: s.State, StateNotes: append([]string{}, s.StateNotes...),
 		Problems: []problemJSON{}, Skipped: []skippedJSON{}, Sources: []sourceJSON{}, Lost: []statLossJSON{},
 		Sysctls: []sysctlJSON{}, NFLogGroups: append([]uint16{}, s.Groups...), NotSeen: append([]string{}, s.Blind...),
 		Flows: flowTableJSON(s.Table), Ring: ringJSON(s.Ring),

@@ -2101,6 +2101,8 @@ type StatusResponse struct {
 	ConntrackEntries int64                  `protobuf:"varint,22,opt,name=conntrack_entries,json=conntrackEntries,proto3" json:"conntrack_entries,omitempty"`
 	ConntrackLimit   int64                  `protobuf:"varint,23,opt,name=conntrack_limit,json=conntrackLimit,proto3" json:"conntrack_limit,omitempty"`
 	Blind            []string               `protobuf:"bytes,24,rep,name=blind,proto3" json:"blind,omitempty"`
+	State            string                 `protobuf:"bytes,25,opt,name=state,proto3" json:"state,omitempty"`
+	StateNotes       []string               `protobuf:"bytes,26,rep,name=state_notes,json=stateNotes,proto3" json:"state_notes,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -2299,6 +2301,20 @@ func (x *StatusResponse) GetConntrackLimit() int64 {
 func (x *StatusResponse) GetBlind() []string {
 	if x != nil {
 		return x.Blind
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetStateNotes() []string {
+	if x != nil {
+		return x.StateNotes
 	}
 	return nil
 }
@@ -2996,7 +3012,7 @@ const file_relay_proto_rawDesc = "" +
 	"incomplete\x18\x18 \x01(\bR\n" +
 	"incomplete\x12\x1a\n" +
 	"\bexisting\x18\x19 \x01(\bR\bexisting\"\x0f\n" +
-	"\rStatusRequest\"\xcc\x06\n" +
+	"\rStatusRequest\"\x83\a\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -3023,7 +3039,10 @@ const file_relay_proto_rawDesc = "" +
 	"\asysctls\x18\x15 \x03(\v2\x18.kptrace.v1.SysctlChangeR\asysctls\x12+\n" +
 	"\x11conntrack_entries\x18\x16 \x01(\x03R\x10conntrackEntries\x12'\n" +
 	"\x0fconntrack_limit\x18\x17 \x01(\x03R\x0econntrackLimit\x12\x14\n" +
-	"\x05blind\x18\x18 \x03(\tR\x05blind\"e\n" +
+	"\x05blind\x18\x18 \x03(\tR\x05blind\x12\x14\n" +
+	"\x05state\x18\x19 \x01(\tR\x05state\x12\x1f\n" +
+	"\vstate_notes\x18\x1a \x03(\tR\n" +
+	"stateNotes\"e\n" +
 	"\aProblem\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x16\n" +
 	"\x06object\x18\x02 \x01(\tR\x06object\x12\x14\n" +

@@ -15,6 +15,10 @@ type Status struct {
 	Flavour, FlavourReason string
 	PID                    int
 	Started                time.Time
+	// State is where state comes from, as "manifests /etc/state"; StateNotes
+	// what is not as it could be with that, in sentences without full stop.
+	State      string
+	StateNotes []string
 	// Synced is when the kernel was last brought up to date, SyncError what
 	// went wrong since, empty if nothing did.
 	Synced    time.Time
