@@ -79,6 +79,8 @@ type sample struct {
 	// all is the processor time of clients, servers and the watcher together,
 	// watcher that of the watcher alone.
 	all, watcher time.Duration
+	// others is that of everybody else on the machine.
+	others time.Duration
 }
 
 func (s sample) rate() float64 { return float64(s.conns) / s.elapsed.Seconds() }
@@ -102,6 +104,7 @@ func (p *place) measure(l workload, d time.Duration) sample {
 		return all, watcher
 	}
 	all, watcher := used()
+	busy := busyTime(p.w.t)
 	start := time.Now()
 	results := make([]Result, runtime.NumCPU())
 	var g errgroup.Group
@@ -119,6 +122,8 @@ func (p *place) measure(l workload, d time.Duration) sample {
 	}
 	p.flush()
 	s := sample{elapsed: time.Since(start)}
+	now, _ := used()
+	s.others = max(0, busyTime(p.w.t)-busy-(now-all))
 	for i := range results {
 		s.conns += results[i].Done
 		if f := results[i].Failed(); f > 0 || results[i].Done == 0 {
@@ -140,6 +145,21 @@ func (p *place) measure(l workload, d time.Duration) sample {
 	s.all -= all
 	s.watcher -= watcher
 	return s
+}
+
+// busyTime is how long all processors have worked, to the hundredth of a
+// second (proc_stat(5)).
+func busyTime(t testing.TB) time.Duration {
+	t.Helper()
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var user, nice, system, idle, wait, irq, softirq int64
+	if _, err := fmt.Sscanf(string(text), "cpu %d %d %d %d %d %d %d", &user, &nice, &system, &idle, &wait, &irq, &softirq); err != nil {
+		t.Fatalf("reading /proc/stat: %v", err)
+	}
+	return time.Duration(user+nice+system+irq+softirq) * 10 * time.Millisecond
 }
 
 // result is what the pairs of one variant came to.
@@ -204,7 +224,7 @@ func benchmark(b *testing.B, flavour string, l workload) {
 	for i, r := range results {
 		r.finish(places[i])
 	}
-	print(os.Stdout, flavour, l, pl, results)
+	printTable(os.Stdout, flavour, l, pl, results)
 	for _, r := range results {
 		if r.kptrace {
 			rate, _, _ := spread(r.pairs(sample.rate))
@@ -291,7 +311,7 @@ func spread(list []float64) (median, least, most float64) {
 	return (list[(n-1)/2] + list[n/2]) / 2, list[0], list[n-1]
 }
 
-func print(out io.Writer, flavour string, l workload, pl plan, results []*result) {
+func printTable(out io.Writer, flavour string, l workload, pl plan, results []*result) {
 	fmt.Fprintf(out, "\nNew connections through a ClusterIP, %s, iptables-%s, %s, %d processors, %d pairs of %v each:\n\n",
 		l.name, flavour, kernel(), runtime.NumCPU(), pl.rounds, pl.each)
 	tw := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
@@ -329,6 +349,16 @@ func print(out io.Writer, flavour string, l workload, pl plan, results []*result
 		if r.kptrace {
 			fmt.Fprintf(out, "%s: %d connections, %.2f updates each\n", r.name, r.conns, float64(r.published)/float64(r.conns))
 		}
+	}
+	var others, elapsed time.Duration
+	for _, r := range results {
+		for _, s := range slices.Concat(r.on, r.off) {
+			others += s.others
+			elapsed += s.elapsed
+		}
+	}
+	if share := others.Seconds() / elapsed.Seconds() / float64(runtime.NumCPU()); share > 0.03 {
+		fmt.Fprintf(out, "CAUTION: other programs used %.0f %% of the processors meanwhile: the rates mean little, the processor times somewhat more\n", 100*share)
 	}
 	median, least, most := spread(none)
 	fmt.Fprintf(out, "without: %.0f conn/s (%.0f to %.0f)\n", median, least, most)

@@ -200,7 +200,7 @@ func (p *place) start(path string, args ...string) *child {
 // stop ends the child in good order.
 func (c *child) stop() {
 	_ = c.Signal(unix.SIGTERM)
-	c.Wait() //nolint:errcheck // its end is what matters
+	_ = c.Wait() // its end is what matters
 }
 
 // memory asks what the child has allocated.
