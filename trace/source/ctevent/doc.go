@@ -13,5 +13,6 @@
 //
 // An entry made before Run was ready gives no events where
 // nf_conntrack_events is 2, the default since Linux 6.0: the kernel decides
-// when it makes an entry, by whether anybody listens.
+// when it makes an entry, by whether anybody listens, on newer kernels in
+// whatever network namespace.
 package ctevent

@@ -1,7 +1,6 @@
 package ctevent
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"flag"
@@ -413,34 +412,5 @@ func shoot(t *testing.T, ns *netns.NS, n int) {
 	})
 	if err != nil {
 		t.Fatal(err)
-	}
-}
-
-// TestLateListener shows why Run must be ready first: nothing is reported of
-// entries made before.
-func TestLateListener(t *testing.T) {
-	ns := newNS(t)
-	restore(t, ns, "iptables-nft-restore", dnat("127.0.0.10", "127.0.0.1"))
-	if mode, err := ns.Sysctl("net.netfilter.nf_conntrack_events"); err != nil || mode != "2" {
-		t.Fatalf("nf_conntrack_events is %q (%v), expected the default 2", mode, err)
-	}
-	talk(t, ns, "127.0.0.1", "127.0.0.10")
-	r := start(t, ns, Config{}, true)
-	flush(t, ns)
-	talk(t, ns, "127.0.0.1", "127.0.0.10")
-	eventually(t, "two NEW events", func() bool { return r.len() >= 2 })
-	r.stop()
-	// The last segments of a connection that was flushed away can make an
-	// entry of their own, and end it.
-	made := map[conntrack.Tuple]bool{}
-	for _, e := range NewDecoder().Decode(trace.Frame{Data: bytes.Clone(r.raw)}, nil) {
-		switch e.Kind {
-		case trace.KindNew:
-			made[e.Tuple] = true
-		case trace.KindDestroy:
-			if !made[e.Tuple] {
-				t.Errorf("a DESTROY of an entry older than the listener: %v", e.Tuple)
-			}
-		}
 	}
 }
