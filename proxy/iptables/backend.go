@@ -18,7 +18,9 @@ type Backend struct {
 	render   sync.Mutex // protects what follows
 	memo     map[proxy.PortName]*unit
 	memoNode proxy.Node
-	walks    *walkCache
+	// memoLarge says whether units were made without comments of endpoints.
+	memoLarge bool
+	walks     *walkCache
 
 	apply   sync.Mutex // protects what follows
 	flavour xtables.Flavour

@@ -19,10 +19,11 @@ type Config struct {
 	// flavour.
 	TakeOver bool
 
-	// ClusterCIDRs are the ranges of pods. The first one of the family tells
-	// local traffic from other traffic; without one nothing is masqueraded
-	// for not being local (kube-proxy's detectLocalMode ClusterCIDR).
+	// LocalMode says how to tell the traffic of pods, ClusterCIDRs and
+	// PodInterface by what.
+	LocalMode    LocalMode
 	ClusterCIDRs []netip.Prefix
+	PodInterface string
 	// MasqueradeAll masquerades all traffic to cluster IPs.
 	MasqueradeAll bool
 	// MasqueradeMark is the packet mark for traffic to be masqueraded, one
@@ -73,16 +74,6 @@ func (c Config) withDefaults() Config {
 		c.NFLogGroup = DefaultNFLogGroup
 	}
 	return c
-}
-
-// localCIDR returns the range that the local detector uses.
-func (c *Config) localCIDR() netip.Prefix {
-	for _, p := range c.ClusterCIDRs {
-		if p.Bits() > 0 && c.ours(p.Addr()) {
-			return p.Masked()
-		}
-	}
-	return netip.Prefix{}
 }
 
 // ours reports whether an address is of the family.

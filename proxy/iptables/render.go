@@ -52,6 +52,21 @@ type renderer struct {
 	cfg   *Config
 	node  proxy.Node
 	probs []string // by number of endpoints left
+	local detector
+	// large leaves out the comments of endpoints; see largeEndpoints.
+	large bool
+}
+
+// largeEndpoints is the number of endpoints beyond which their rules have no
+// comments, as kube-proxy's largeClusterEndpointsThreshold.
+const largeEndpoints = 1000
+
+// aboutEndpoint is the comment of an endpoint's rule.
+func (r *renderer) aboutEndpoint(s string) string {
+	if r.large {
+		return ""
+	}
+	return comment(s)
 }
 
 func (r *renderer) probability(n int) string {
@@ -232,11 +247,11 @@ func (r *renderer) trace(f *fixed) {
 func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 	b.render.Lock()
 	defer b.render.Unlock()
-	r := &renderer{cfg: &b.cfg, node: s.Node}
+	r := &renderer{cfg: &b.cfg, node: s.Node, local: b.cfg.detector(&s.Node), large: b.isLarge(s)}
 	p := &program{cfg: &b.cfg, node: s.Node, fixed: r.fixed()}
 	check := &checker{cfg: &b.cfg, claims: make(map[claim]owner, len(s.Services))}
 	memo := make(map[proxy.PortName]*unit, len(s.Services))
-	same := sameNode(b.memoNode, s.Node)
+	same := sameNode(b.memoNode, s.Node) && b.memoLarge == r.large
 	for i := range s.Services {
 		if !b.cfg.ours(s.Services[i].ClusterIP) {
 			continue
@@ -257,23 +272,27 @@ func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 		b.walks = newWalkCache()
 	}
 	p.walks = b.walks
-	b.memo, b.memoNode = memo, s.Node
+	b.memo, b.memoNode, b.memoLarge = memo, s.Node, r.large
 	p.claims, p.problems = check.claims, check.problems
 	p.buildIndex()
 	return p
 }
 
-// sameNode reports whether rules that name the node's addresses stay.
-func sameNode(a, b proxy.Node) bool {
-	if a.Name != b.Name || len(a.Addrs) != len(b.Addrs) {
-		return false
-	}
-	for i := range a.Addrs {
-		if a.Addrs[i] != b.Addrs[i] {
-			return false
+// isLarge reports whether the family has so many endpoints that comments on each
+// would cost too much.
+func (b *Backend) isLarge(s *proxy.Snapshot) bool {
+	n := 0
+	for i := range s.Services {
+		if b.cfg.ours(s.Services[i].ClusterIP) {
+			n += len(s.Services[i].Endpoints)
 		}
 	}
-	return true
+	return n > largeEndpoints
+}
+
+// sameNode reports whether rules that name the node's addresses stay.
+func sameNode(a, b proxy.Node) bool {
+	return a.Name == b.Name && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs)
 }
 
 func (p *program) buildIndex() {

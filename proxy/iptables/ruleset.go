@@ -99,6 +99,9 @@ func (o *outcomeOf) purpose(s *xtables.Step) string {
 	}
 	key, about, _ := strings.Cut(r.Comment(), " ")
 	about = strings.TrimPrefix(about, "-> ")
+	if r.Comment() == "" && strings.HasPrefix(r.Target, prefixEndpoint) {
+		about = "the endpoint of " + r.Target // there are too many for comments
+	}
 	switch target := r.Target; {
 	case target == "DNAT":
 		to, _ := r.TargetOpt("to-destination")
@@ -115,7 +118,7 @@ func (o *outcomeOf) purpose(s *xtables.Step) string {
 			return "masquerade it, for the client is the endpoint itself"
 		case strings.HasPrefix(s.Chain, prefixExternal):
 			return "masquerade it, for it came by an address for outside clients"
-		case r.Src.Not:
+		case r.Src.Not, r.In.Not:
 			return "masquerade it, for the client is no pod"
 		}
 		return "masquerade it, as all traffic to cluster IPs"

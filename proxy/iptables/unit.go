@@ -239,7 +239,7 @@ func (w *unitWriter) endpoints() {
 
 func (w *unitWriter) endpoint(ep netip.AddrPort) {
 	id := endpointHash(w.svc.Name, ep)
-	name, about := prefixEndpoint+id, comment(w.key)
+	name, about := prefixEndpoint+id, w.aboutEndpoint(w.key)
 	rules := make([]string, 0, 3)
 	rules = append(rules, line(from(host(ep.Addr())), about, jump(chainMarkMasq)))
 	if w.cfg.Trace {
@@ -260,20 +260,20 @@ func (w *unitWriter) endpoint(ep netip.AddrPort) {
 func (w *unitWriter) balance(name, internal string, eps []proxy.Endpoint, kind proxy.TagKind, id string) {
 	rules := make([]string, 0, 2+2*len(eps))
 	if name == internal {
-		about := line(to(host(w.svc.ClusterIP)), "-p "+w.proto, comment(w.key+" cluster IP"),
-			dport(w.proto, w.svc.Port), jump(chainMarkMasq))
-		switch cidr := w.cfg.localCIDR(); {
-		case w.cfg.MasqueradeAll:
-			rules = append(rules, about)
-		case cidr.IsValid():
-			rules = append(rules, line("!", from(cidr), about))
+		not := w.local
+		if w.cfg.MasqueradeAll {
+			not = detector{}
+		}
+		if w.cfg.MasqueradeAll || not.tells() {
+			rules = append(rules, line(not.source("!"), to(host(w.svc.ClusterIP)), not.device("!"), "-p "+w.proto,
+				comment(w.key+" cluster IP"), dport(w.proto, w.svc.Port), jump(chainMarkMasq)))
 		}
 	}
 	if w.svc.Affinity > 0 {
 		seconds := strconv.FormatInt(int64(w.svc.Affinity.Seconds()), 10)
 		for i := range eps {
 			sep := prefixEndpoint + endpointHash(w.svc.Name, eps[i].Addr)
-			rules = append(rules, line(comment(w.key+" -> "+eps[i].Addr.String()),
+			rules = append(rules, line(w.aboutEndpoint(w.key+" -> "+eps[i].Addr.String()),
 				recent(w.cfg.Family, sep, "--rcheck --seconds "+seconds+" --reap"), jump(sep)))
 		}
 		if w.cfg.Trace {
@@ -289,7 +289,7 @@ func (w *unitWriter) balance(name, internal string, eps []proxy.Endpoint, kind p
 		if left := len(eps) - i; left > 1 {
 			chance = "-m statistic --mode random --probability " + w.probability(left)
 		}
-		rules = append(rules, line(comment(w.key+" -> "+eps[i].Addr.String()), chance, jump(sep)))
+		rules = append(rules, line(w.aboutEndpoint(w.key+" -> "+eps[i].Addr.String()), chance, jump(sep)))
 	}
 	w.add(name, rules)
 }
@@ -302,8 +302,8 @@ func (w *unitWriter) external(ext, policy string, has bool) {
 	if !w.svc.ExternalLocal {
 		rules = append(rules, line(about("masquerade traffic for % external destinations"), jump(chainMarkMasq)))
 	} else {
-		if cidr := w.cfg.localCIDR(); cidr.IsValid() {
-			rules = append(rules, line(from(cidr), about("pod traffic for % external destinations"), cluster))
+		if w.local.tells() {
+			rules = append(rules, line(w.local.source(""), w.local.device(""), about("pod traffic for % external destinations"), cluster))
 		}
 		rules = append(rules,
 			line(about("masquerade LOCAL traffic for % external destinations"), local, jump(chainMarkMasq)),

@@ -26,7 +26,7 @@ func (p *program) Walk(pkt proxy.Packet) proxy.Outcome {
 	for i, o := range owners {
 		key.units[i] = p.units[o.unit]
 	}
-	key.source = p.sourceClass(pkt.Src.Addr(), key.units)
+	key.source = p.sourceClass(&pkt, key.units)
 	if out, ok := p.walks.get(key); ok {
 		return out
 	}
@@ -54,8 +54,9 @@ type sourceClass struct {
 	ranged int
 }
 
-func (p *program) sourceClass(src netip.Addr, units [2]*unit) sourceClass {
-	c := sourceClass{local: p.local(src), loopback: src.IsLoopback(), inCluster: p.cfg.localCIDR().Contains(src)}
+func (p *program) sourceClass(pkt *proxy.Packet, units [2]*unit) sourceClass {
+	src := pkt.Src.Addr()
+	c := sourceClass{local: p.local(src), loopback: src.IsLoopback(), inCluster: p.cfg.detector(&p.node).local(pkt)}
 	for _, u := range units {
 		if u == nil {
 			continue
@@ -232,7 +233,7 @@ func masquerade(l *xtables.Leaf) string {
 			return "node"
 		case strings.HasPrefix(s.Chain, prefixExternal):
 			return "external"
-		case s.Rule.Src.Not:
+		case s.Rule.Src.Not, s.Rule.In.Not:
 			return "not-local"
 		}
 		return "all"
