@@ -138,6 +138,13 @@ func (o *objects) create(t *testing.T, client kubernetes.Interface) {
 		t.Fatal(err)
 	}
 	createNode(t, client)
+	o.write(t, client)
+}
+
+// write writes the objects alone.
+func (o *objects) write(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	ctx := t.Context()
 	for _, s := range o.services {
 		if err := createService(ctx, client, s); err != nil {
 			t.Fatalf("Service %s: %v", s.Name, err)

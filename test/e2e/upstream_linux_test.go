@@ -97,7 +97,7 @@ func flavoured(t *testing.T, fl xtables.Flavour) string {
 }
 
 // startUpstream runs upstream kube-proxy in a namespace until the test ends.
-func startUpstream(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, flags ...string) {
+func startUpstream(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, flags ...string) *exec.Process {
 	t.Helper()
 	args := append([]string{
 		"--kubeconfig=" + c.Kubeconfig(controlplane.KubeProxy), "--hostname-override=" + nodeName,
@@ -127,4 +127,5 @@ func startUpstream(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, f
 			t.Errorf("upstream kube-proxy does not end: %v", p.Kill())
 		}
 	})
+	return p
 }
