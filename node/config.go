@@ -74,6 +74,9 @@ type Sysctl struct {
 	Name, Value string
 	// AtLeast leaves it as it is where it is a larger number already.
 	AtLeast bool
+	// Optional goes on without it where this namespace may not change it, as
+	// with settings that belong to the whole machine.
+	Optional bool
 }
 
 // Preflighter is a Backend that can tell before its first Apply whether it can

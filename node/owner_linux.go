@@ -138,7 +138,8 @@ func (o *owner) set(name, value string) error {
 	if was == value {
 		return nil
 	}
-	if old, ok := o.saved[name]; ok {
+	old, ok := o.saved[name]
+	if ok {
 		was = old.Was
 	}
 	o.saved[name] = setting{Was: was, Ours: value}
@@ -146,7 +147,16 @@ func (o *owner) set(name, value string) error {
 	if err := o.save(); err != nil {
 		return err
 	}
-	return writeSysctl(name, value)
+	err = writeSysctl(name, value)
+	if err != nil && ok {
+		o.saved[name] = old
+	} else if err != nil {
+		delete(o.saved, name)
+	}
+	if err != nil {
+		return errors.Join(err, o.save())
+	}
+	return nil
 }
 
 // restore sets back what is still as we made it, and forgets the rest.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/kptrace/kptrace/exporters/prom"
 	"github.com/kptrace/kptrace/exporters/relay"
@@ -102,7 +104,12 @@ func (n *node) sysctls() error {
 				continue
 			}
 		}
-		if err := n.owner.set(s.Name, s.Value); err != nil {
+		err := n.owner.set(s.Name, s.Value)
+		if err != nil && s.Optional && (errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS)) {
+			n.cfg.Logger.Warn("left as it is: it belongs to the machine, not to this network namespace", "sysctl", s.Name, "wanted", s.Value, "err", err)
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}

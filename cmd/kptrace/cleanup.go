@@ -27,26 +27,31 @@ that kubelet shares stay. Doing it twice does no harm.`,
   kptrace cleanup`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if f.socket == "" {
-				f.socket = relay.DefaultSocket()
-			}
-			if err := checkFlavour(f.flavour); err != nil {
-				return usageErr(err)
-			}
-			backend := iptables.NewDual(iptables.Config{Flavour: f.flavour})
-			if err := node.Cleanup(cmd.Context(), backend, filepath.Dir(f.socket)); err != nil {
-				return err
-			}
-			if err := removeDead(f.socket); err != nil {
-				return err
-			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "kptrace's rules are gone and its sysctls set back")
-			return err
+			return cleanup(cmd, f.flavour, f.socket)
 		},
 	}
 	addBackendFlags(cmd, &f)
 	cmd.Flags().StringVar(&f.socket, "socket", "", "socket the proxy was started with; its folder holds what the sysctls were")
 	return cmd
+}
+
+// cleanup undoes what a proxy with this flavour and socket left.
+func cleanup(cmd *cobra.Command, flavour, socket string) error {
+	if socket == "" {
+		socket = relay.DefaultSocket()
+	}
+	if err := checkFlavour(flavour); err != nil {
+		return usageErr(err)
+	}
+	backend := iptables.NewDual(iptables.Config{Flavour: flavour})
+	if err := node.Cleanup(cmd.Context(), backend, filepath.Dir(socket)); err != nil {
+		return err
+	}
+	if err := removeDead(socket); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), "kptrace's rules are gone and its sysctls set back")
+	return err
 }
 
 // removeDead removes a socket on which nobody listens.

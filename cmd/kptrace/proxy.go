@@ -4,30 +4,27 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net/netip"
 	"os"
 	"os/signal"
 	"sync/atomic"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/kptrace/kptrace/exporters/relay"
 	"github.com/kptrace/kptrace/node"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/iptables"
 	"github.com/kptrace/kptrace/proxy/kube/apiserver"
+	"github.com/kptrace/kptrace/proxy/kube/config"
 )
 
 // proxyFlags are the flags of kptrace proxy and, in part, of cleanup.
 type proxyFlags struct {
-	manifests, node    string
-	kubeconfig, master string
-	mode, flavour      string
-	clusterCIDR        string
-	masqueradeAll      bool
-	masqueradeBit      int
+	manifests, flavour string
+	kube               kubeFlags
+	modeFallback       bool
 	takeOver           bool
 	trace              bool
 	group              uint16
@@ -73,22 +70,16 @@ kill -9, the next start takes over, or kptrace cleanup undoes it by hand.`,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&f.manifests, "manifests", "", "folder of Kubernetes YAML to take state from, instead of an API server")
-	fl.StringVar(&f.kubeconfig, "kubeconfig", "", "file that says how to reach the API server (default: the pod's service account)")
-	fl.StringVar(&f.master, "master", "", "URL of the API server, if not the kubeconfig's")
-	fl.StringVar(&f.node, "node", "", "name of this node (default: the host's name)")
-	fl.StringVar(&f.node, "hostname-override", "", "the same as --node")
-	fl.StringVar(&f.mode, "mode", "iptables", "how to program the kernel: iptables")
+	f.kube.add(fl)
+	fl.BoolVar(&f.modeFallback, "mode-fallback", true, "where the wanted mode cannot run, use iptables and say so; false refuses")
 	addBackendFlags(cmd, &f)
-	fl.StringVar(&f.clusterCIDR, "cluster-cidr", "", "range of pod addresses; traffic to a Service from outside it is masqueraded")
-	fl.BoolVar(&f.masqueradeAll, "masquerade-all", false, "masquerade all traffic to Services")
-	fl.IntVar(&f.masqueradeBit, "iptables-masquerade-bit", 14, "bit of the packet mark for traffic to masquerade, 0 to 31")
 	fl.BoolVar(&f.takeOver, "take-over", false, "start although KUBE-* rules are live in the other iptables flavour, and remove them")
 	fl.BoolVar(&f.trace, "trace", true, "watch what the kernel does with Service packets")
 	fl.Uint16Var(&f.group, "nflog-group", 100, "NFLOG group for tracing; one that another program holds is never taken")
 	fl.StringVar(&f.socket, "socket", "", "Unix socket to answer follow, show and status on (default: "+relay.DefaultSocket()+")")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "print what would be programmed, as iptables-restore takes it, and exit")
 	fl.StringVar(&f.undo, "undo-on-exit", "auto", "remove rules and set sysctls back at the end: always, never, or auto (on Ctrl-C, not on SIGTERM)")
-	fl.BoolVarP(&f.verbose, "verbose", "v", false, "log every sync")
+	fl.BoolVar(&f.verbose, "verbose", false, "log every sync")
 	fl.IntVar(&f.historyFailures, "history-failures", 10_000, "failed connections to keep")
 	fl.IntVar(&f.historySuccesses, "history-successes", 10_000, "other connections to keep")
 	return cmd
@@ -101,31 +92,53 @@ func addBackendFlags(cmd *cobra.Command, f *proxyFlags) {
 }
 
 func runProxy(cmd *cobra.Command, f proxyFlags) error {
-	mode, err := proxy.ParseMode(f.mode)
+	kcfg, file, said, err := f.kube.resolve()
 	if err != nil {
 		return usageErr(err)
 	}
-	if mode != proxy.IPTables {
-		return usageErr(fmt.Errorf("mode %q is not in this release: use iptables", mode))
+	switch {
+	case f.kube.writeTo != "":
+		return writeConfig(f.kube.writeTo, kcfg)
+	case f.kube.cleanup:
+		return cleanup(cmd, f.flavour, f.socket)
+	}
+	wanted, fallback, err := chooseMode(string(kcfg.Mode), f.modeFallback)
+	if err != nil {
+		return usageErr(err)
 	}
 	if f.undo != "auto" && f.undo != "always" && f.undo != "never" {
 		return usageErr(fmt.Errorf("--undo-on-exit=%q: use auto, always or never", f.undo))
 	}
-	if f.node, err = nodeName(f.node); err != nil {
+	name, err := nodeName(kcfg.HostnameOverride)
+	if err != nil {
 		return err
 	}
-	cfg, err := f.backendConfig()
+	cfg, err := f.backendConfig(kcfg)
 	if err != nil {
 		return usageErr(err)
 	}
-	level := slog.LevelInfo
-	if f.verbose {
-		level = slog.LevelDebug
+	logger := newLogger(cmd.ErrOrStderr(), kcfg.Logging.Format, f.kube.level(f.verbose))
+	for _, s := range said {
+		logger.Warn(s)
 	}
-	logger := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+	if fallback != "" {
+		logger.Error("falling back to the iptables mode", "wanted", wanted, "because", fallback)
+	}
+	if f.socket == "" {
+		f.socket = relay.DefaultSocket()
+	}
+	nodeCfg, err := f.nodeConfig(kcfg, logger)
+	if err != nil {
+		return err
+	}
+	nodeCfg.Name, nodeCfg.Wanted, nodeCfg.Fallback = name, wanted, fallback
+	if f.kube.initOnly {
+		return node.Init(nodeCfg)
+	}
 	backend := iptables.NewDual(cfg)
 	state, err := openState(f.manifests, apiserver.Config{
-		Kubeconfig: f.kubeconfig, Master: f.master, NodeName: f.node, Logger: logger,
+		Kubeconfig: kcfg.ClientConnection.Kubeconfig, Master: f.kube.master, NodeName: name, Logger: logger,
+		QPS: kcfg.ClientConnection.QPS, Burst: int(kcfg.ClientConnection.Burst), ContentType: kcfg.ClientConnection.ContentType,
 	})
 	if err != nil {
 		return err
@@ -133,8 +146,8 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	if f.dryRun {
 		return dryRun(cmd, backend, state)
 	}
-	if f.socket == "" {
-		f.socket = relay.DefaultSocket()
+	if err := f.kube.adjustOOM(kcfg, f.dropIn()); err != nil {
+		logger.Error("the kernel may kill this process as readily as others", "err", err)
 	}
 
 	// Ctrl-C is somebody at a terminal who wants it undone; SIGTERM is a
@@ -154,14 +167,17 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 		case <-ctx.Done():
 		}
 	}()
-	err = node.Run(ctx, node.Config{
-		Name: f.node, Version: version,
-		Backend: backend, State: state.run, StateFrom: state.from, StateNotes: state.notes,
-		Trace: f.trace, NFLogGroup: f.group, MasqueradeMark: 1 << f.masqueradeBit,
-		Socket: f.socket, HistoryFailures: f.historyFailures, HistorySuccesses: f.historySuccesses,
-		Undo:   func() bool { return f.undo == "always" || f.undo == "auto" && interrupted.Load() },
-		Logger: logger,
+	nodeCfg.Backend, nodeCfg.State, nodeCfg.StateFrom, nodeCfg.StateNotes = backend, state.run, state.from, state.notes
+	nodeCfg.Undo = func() bool { return f.undo == "always" || f.undo == "auto" && interrupted.Load() }
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer cancel()
+		return node.Run(ctx, nodeCfg)
 	})
+	if file != nil {
+		g.Go(func() error { return config.Watch(ctx, f.kube.file, file) })
+	}
+	err = g.Wait()
 	if errors.Is(err, syscall.EPERM) {
 		return fmt.Errorf("%w: programming the kernel needs root (CAP_NET_ADMIN); try it without root by kptrace lab", err)
 	}
@@ -175,30 +191,6 @@ func checkFlavour(s string) error {
 		return nil
 	}
 	return fmt.Errorf("--iptables-flavour=%q: use auto, nft or legacy", s)
-}
-
-// backendConfig checks the flags that say what is programmed.
-func (f *proxyFlags) backendConfig() (iptables.Config, error) {
-	cfg := iptables.Config{
-		Flavour: f.flavour, TakeOver: f.takeOver,
-		Trace: f.trace, NFLogGroup: f.group,
-		MasqueradeAll: f.masqueradeAll, LocalhostNodePorts: true,
-	}
-	if err := checkFlavour(f.flavour); err != nil {
-		return cfg, err
-	}
-	if f.masqueradeBit < 0 || f.masqueradeBit > 31 {
-		return cfg, fmt.Errorf("--iptables-masquerade-bit=%d is not within 0 to 31", f.masqueradeBit)
-	}
-	if f.clusterCIDR != "" {
-		p, err := netip.ParsePrefix(f.clusterCIDR)
-		if err != nil {
-			return cfg, fmt.Errorf("--cluster-cidr=%q is not a CIDR such as 10.244.0.0/16", f.clusterCIDR)
-		}
-		cfg.ClusterCIDRs = []netip.Prefix{p}
-	}
-	cfg.MasqueradeMark = 1 << f.masqueradeBit
-	return cfg, nil
 }
 
 func dryRun(cmd *cobra.Command, backend proxy.Backend, state *state) error {

@@ -124,7 +124,7 @@ func (v *validator) conntrack(c *Config) {
 
 func (v *validator) cidr(field, text string) bool {
 	if _, err := netip.ParsePrefix(text); err != nil {
-		v.bad(field, text, "is not a CIDR such as 10.100.0.0/16 or fde4:8dba:82e1::/48")
+		v.bad(field, text, "is not a CIDR such as 10.244.0.0/16 or fd00:10:244::/56")
 		return false
 	}
 	return true
@@ -193,6 +193,6 @@ func (v *validator) clusterCIDR(text string) {
 		}
 	}
 	if len(list) > 2 || len(list) == 2 && families != 1 {
-		v.bad("clusterCIDR", text, "must be one CIDR, or one of each family such as 10.100.0.0/16,fde4:8dba:82e1::/48")
+		v.bad("clusterCIDR", text, "must be one CIDR, or one of each family such as 10.244.0.0/16,fd00:10:244::/56")
 	}
 }
