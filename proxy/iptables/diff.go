@@ -177,9 +177,9 @@ func (p *program) since(old *program) []Change {
 	for _, u := range p.units {
 		was := before[u.svc.Name]
 		delete(before, u.svc.Name)
-		switch {
-		case was == u:
-		case was == nil:
+		switch was {
+		case u:
+		case nil:
 			out = append(out, u.diff(&unit{})...)
 		default:
 			out = append(out, u.diff(was)...)
