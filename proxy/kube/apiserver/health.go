@@ -2,14 +2,19 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"log/slog"
-	"slices"
+	"net/url"
 	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
+
+// refusedAfter is how long a right must be refused before it counts as lost:
+// an API server that starts refuses everybody until it has read its rules.
+const refusedAfter = 15 * time.Second
 
 // condition is how far a resource can be had.
 type condition int
@@ -24,21 +29,29 @@ const (
 	failing
 )
 
+// answers is how requests for one resource are answered.
+type answers struct {
+	now condition
+	err error
+	// refused is since when a right that was there is refused.
+	refused time.Time
+}
+
 // health says how the API server answers, and logs when that changes: an
 // outage is two lines, however often it is tried.
 type health struct {
 	logger *slog.Logger
 	wake   func()
+	grace  time.Duration
 
 	mu     sync.Mutex
-	now    map[*resource]condition
-	errs   map[*resource]error
+	of     map[*resource]*answers
 	since  time.Time // of an outage, zero if there is none
 	served bool      // a Snapshot was emitted
 }
 
 func newHealth(logger *slog.Logger, wake func()) *health {
-	return &health{logger: logger, wake: wake, now: map[*resource]condition{}, errs: map[*resource]error{}}
+	return &health{logger: logger, wake: wake, grace: refusedAfter, of: map[*resource]*answers{}}
 }
 
 // judge tells what the answer to a list or a watch means.
@@ -64,73 +77,98 @@ func (h *health) note(ctx context.Context, verb string, r *resource, err error) 
 		return
 	}
 	c := judge(verb, err)
+	var request *url.Error
+	if errors.As(err, &request) {
+		err = request.Err // the URL is long and known
+	}
 	if err != nil {
 		h.logger.Debug("api server: no answer", "verb", verb, "resource", r.name, "err", err)
 	}
-	if c == unknown {
-		return
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	before := h.now[r]
-	h.now[r], h.errs[r] = c, err
-	switch {
-	case c == before:
-	case c == refused && r.required:
-		h.logger.Error("api server: access is refused; the last state stays in force", "resource", r.name, "err", err)
-	case c == refused, c == absent:
-		h.logger.Info("api server: doing without", "resource", r.name, "note", r.without, "err", err)
-	case before == refused:
-		h.logger.Info("api server: access is granted", "resource", r.name)
+	a := h.of[r]
+	if a == nil {
+		a = &answers{}
+		h.of[r] = a
 	}
+	if c != refused {
+		a.refused = time.Time{}
+	}
+	switch {
+	case c == unknown:
+		return
+	case c == failing && !r.required && (a.now == refused || a.now == absent):
+		return // nothing is known to have changed
+	case c == refused && (a.now == fine || a.now == failing):
+		if a.refused.IsZero() {
+			a.refused = time.Now()
+		}
+		if time.Since(a.refused) < h.grace {
+			return
+		}
+	}
+	before := a.now
+	a.now, a.err = c, err
 	if c != before {
+		h.say(r, before, a)
 		h.wake()
 	}
-	h.outage(err)
 }
 
-// outage finds where an outage begins and ends.
-func (h *health) outage(err error) {
-	down := slices.Contains(h.values(), failing)
+// say logs what became of r, and where an outage begins and ends.
+func (h *health) say(r *resource, before condition, a *answers) {
 	switch {
-	case down && h.since.IsZero():
+	case a.now == refused && r.required:
+		h.logger.Error("api server: access is refused; "+h.meanwhile(), "resource", r.name, "err", a.err)
+	case (a.now == refused || a.now == absent) && r.without != "":
+		h.logger.Info("api server: doing without "+r.name, "note", r.without, "err", a.err)
+	case a.now == fine && before == refused:
+		h.logger.Info("api server: access is granted", "resource", r.name)
+	}
+	down := h.down()
+	switch {
+	case down != nil && h.since.IsZero():
 		h.since = time.Now()
-		then := "the last state stays in force"
-		if !h.served {
-			then = "nothing is programmed before it answers"
-		}
-		h.logger.Warn("api server: unreachable; "+then, "err", err)
-	case !down && !h.since.IsZero():
+		h.logger.Warn("api server: unreachable; "+h.meanwhile(), "err", a.err)
+	case down == nil && !h.since.IsZero():
 		h.logger.Info("api server: it answers again", "after", time.Since(h.since).Round(time.Millisecond))
 		h.since = time.Time{}
 	}
 }
 
-func (h *health) values() []condition {
-	var all []condition
-	for _, c := range h.now {
-		all = append(all, c)
+// meanwhile says what holds as long as there is no answer.
+func (h *health) meanwhile() string {
+	if h.served {
+		return "the last state stays in force"
 	}
-	return all
+	return "nothing is programmed before it answers"
 }
 
-// of returns how r was answered last, and the error if it was one.
-func (h *health) of(r *resource) (condition, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.now[r], h.errs[r]
-}
-
-// down returns since when the API server is unreachable, and why.
-func (h *health) down() (time.Time, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for r, c := range h.now {
-		if c == failing {
-			return h.since, h.errs[r]
+// down returns why what Services need cannot be had, nil if it can.
+func (h *health) down() error {
+	for r, a := range h.of {
+		if r.required && a.now == failing {
+			return a.err
 		}
 	}
-	return time.Time{}, nil
+	return nil
+}
+
+// answer returns how r is answered, and the error if it is one.
+func (h *health) answer(r *resource) (condition, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if a := h.of[r]; a != nil {
+		return a.now, a.err
+	}
+	return unknown, nil
+}
+
+// outage returns since when there is one, zero if there is none, and why.
+func (h *health) outage() (since time.Time, meanwhile string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.since, h.meanwhile(), h.down()
 }
 
 func (h *health) serves() {

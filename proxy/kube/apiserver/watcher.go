@@ -72,16 +72,19 @@ func (w *Watcher) Source() string { return "api server " + w.server }
 // access rules refuse it. Each is a sentence without full stop.
 func (w *Watcher) Notes() []string {
 	var notes []string
-	if since, err := w.health.down(); !since.IsZero() {
-		notes = append(notes, fmt.Sprintf("the API server is unreachable since %s, the last state stays in force: %v",
-			since.Format("2006-01-02 15:04:05"), err))
+	since, meanwhile, err := w.health.outage()
+	if !since.IsZero() {
+		notes = append(notes, fmt.Sprintf("the API server is unreachable since %s, %s: %v",
+			since.Format("2006-01-02 15:04:05"), meanwhile, err))
 	}
 	for _, r := range []*resource{w.all.services, w.all.slices, w.all.own, w.all.pods, w.all.nodes} {
-		switch c, err := w.health.of(r); {
+		switch c, err := w.health.answer(r); {
 		case c == refused && r.required:
-			notes = append(notes, fmt.Sprintf("the API server refuses access to %s, the last state stays in force: %v", r.name, err))
+			notes = append(notes, fmt.Sprintf("the API server refuses access to %s, %s: %v", r.name, meanwhile, err))
 		case c == refused:
 			notes = append(notes, r.without)
+		case c == failing && since.IsZero():
+			notes = append(notes, fmt.Sprintf("the API server does not say its %s: %v", r.name, err))
 		}
 	}
 	return notes
@@ -168,7 +171,7 @@ func (w *Watcher) synced(r *resource) bool {
 
 // knowsNode reports whether this node's addresses are known, or cannot be.
 func (w *Watcher) knowsNode() bool {
-	if c, _ := w.health.of(w.all.own); c == refused {
+	if c, _ := w.health.answer(w.all.own); c == refused {
 		return true
 	}
 	w.state.mu.Lock()

@@ -263,8 +263,8 @@ func TestNames(t *testing.T) {
 	if n := r.Notes()[0]; !strings.Contains(n, "EndpointSlices") || !strings.Contains(n, "list and watch on pods") {
 		t.Errorf("note %q", n)
 	}
-	if n := r.log.count("doing without"); n < 1 || n > 2 { // pods, servicecidrs
-		t.Errorf("%d lines say so", n)
+	if n := r.log.count("doing without"); n != 1 {
+		t.Errorf("%d lines say so, want 1", n)
 	}
 	s.fault("pods", nil)
 	snap = r.next(t, "all names", func(s *proxy.Snapshot) bool { return len(s.Pods) == 2 && len(s.Nodes) == 2 })
@@ -336,6 +336,41 @@ func TestRefused(t *testing.T) {
 	r.next(t, "a Service", func(s *proxy.Snapshot) bool { return len(s.Services) == 1 })
 	if len(r.Notes()) != 0 || r.log.count("access is granted") != 1 {
 		t.Errorf("notes %q", r.Notes())
+	}
+}
+
+// TestStarting has an API server refuse everything for a moment, as it does
+// before it has read its rules: that is no lost right. One that is refused for
+// longer is.
+func TestStarting(t *testing.T) {
+	t.Parallel()
+	s := newServer(testService(1), testNode("node1", "192.168.7.1"))
+	r := start(t, s, nil)
+	r.next(t, "a Service", func(s *proxy.Snapshot) bool { return len(s.Services) == 1 })
+	all := []string{"services", "endpointslices", "nodes", "pods", "servicecidrs"}
+	s.watching(t, all...)
+	s.fault("*", errors.New("connection refused"))
+	s.drop()
+	eventually(t, "a note", func() bool { return len(r.Notes()) == 1 })
+	s.fault("*", forbidden("anything"))
+	time.Sleep(200 * time.Millisecond)
+	if n := r.Notes(); len(n) != 1 || !strings.Contains(n[0], "unreachable since") {
+		t.Errorf("notes %q, want one of an outage", n)
+	}
+	s.fault("*", nil)
+	eventually(t, "no note", func() bool { return len(r.Notes()) == 0 })
+	if n := r.log.count("refused;") + r.log.count("granted"); n != 0 {
+		t.Errorf("%d lines speak of rights", n)
+	}
+	s.watching(t, all...)
+	r.health.mu.Lock()
+	r.health.grace = 100 * time.Millisecond
+	r.health.mu.Unlock()
+	s.fault("services", forbidden("services"))
+	s.drop()
+	eventually(t, "a note", func() bool { return len(r.Notes()) == 1 })
+	if n := r.Notes()[0]; !strings.Contains(n, "refuses access to services") {
+		t.Errorf("note %q", n)
 	}
 }
 
