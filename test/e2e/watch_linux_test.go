@@ -288,7 +288,7 @@ func (c *cluster) endpoint(t *testing.T, slice string, change func(*discoveryv1.
 	return s.Endpoints[0].Addresses
 }
 
-// grantPods lets a kube-proxy see pods, as docs/rbac.md has it.
+// grantPods lets a kube-proxy see pods, as docs/api-server.md has it.
 func grantPods(t *testing.T, c *cluster) {
 	t.Helper()
 	role := &rbacv1.ClusterRole{

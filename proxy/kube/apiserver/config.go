@@ -26,8 +26,10 @@ import (
 
 // The defaults of a Config.
 const (
-	// DefaultQPS and DefaultBurst are kube-proxy's.
-	DefaultQPS, DefaultBurst = 5, 10
+	// DefaultQPS is kube-proxy's limit of requests per second.
+	DefaultQPS = 5
+	// DefaultBurst is kube-proxy's limit of requests at once.
+	DefaultBurst = 10
 	// DefaultContentType is what the API server is asked to send.
 	DefaultContentType = "application/vnd.kubernetes.protobuf"
 )

@@ -230,40 +230,36 @@ func BenchmarkChange(b *testing.B) {
 				}
 			}
 		}
-		run := func(name string, f func(b *testing.B, n int)) {
+		steps := []struct {
+			name string
+			do   func(n int)
+			none bool
+		}{
+			{name: "everything", do: func(int) {
+				s.parts, s.last = nil, nil
+				for key := range s.services {
+					s.dirty[key] = true
+				}
+			}},
+			{name: "ready", do: func(n int) {
+				slice, ready := testSlice(77, 0, 10, true), n%2 == 0
+				slice.Endpoints[3].Conditions.Ready = &ready
+				s.setSlice("shop/svc-77-0", slice)
+			}},
+			{name: "endpoint", do: func(n int) { s.setSlice("shop/svc-77-0", testSlice(77, 0, 8+n%2, true)) }},
+			{name: "nothing", do: func(int) { s.setService("shop/svc-77", testService(77)) }, none: true},
+		}
+		for _, step := range steps {
 			n := 0
-			b.Run(fmt.Sprintf("%s,pods=%v", name, pods), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s,pods=%v", step.name, pods), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
 					n++
-					f(b, n)
+					if step.do(n); (s.snapshot() == nil) != step.none {
+						b.Fatalf("a Snapshot: %v", step.none)
+					}
 				}
 			})
 		}
-		run("everything", func(*testing.B, int) {
-			s.parts, s.last = nil, nil
-			for key := range s.services {
-				s.dirty[key] = true
-			}
-			s.snapshot()
-		})
-		change := func(b *testing.B, slice *discoveryv1.EndpointSlice) {
-			s.setSlice("shop/svc-77-0", slice)
-			if s.snapshot() == nil {
-				b.Fatal("no change")
-			}
-		}
-		run("ready", func(b *testing.B, n int) {
-			slice, ready := testSlice(77, 0, 10, true), n%2 == 0
-			slice.Endpoints[3].Conditions.Ready = &ready
-			change(b, slice)
-		})
-		run("endpoint", func(b *testing.B, n int) { change(b, testSlice(77, 0, 8+n%2, true)) })
-		run("nothing", func(b *testing.B, _ int) {
-			s.setService("shop/svc-77", testService(77))
-			if s.snapshot() != nil {
-				b.Fatal("a change")
-			}
-		})
 	}
 }
