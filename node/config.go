@@ -51,6 +51,9 @@ type Config struct {
 	// SyncPeriod is how long the kernel may lag behind at most, MinSyncPeriod
 	// the least time between two syncs; zero means the Syncer's defaults.
 	SyncPeriod, MinSyncPeriod time.Duration
+	// NoLocalhost leaves route_localnet as it is: without it there are no
+	// NodePorts on 127.0.0.1.
+	NoLocalhost bool
 	// Sysctls are set at the start, below /proc/sys, and set back with what
 	// else was changed. One that cannot be set ends the node.
 	Sysctls []Sysctl

@@ -1,11 +1,8 @@
 package node
 
 import (
-	"context"
 	"path/filepath"
 	"testing"
-
-	"github.com/kptrace/kptrace/proxy/iptables"
 )
 
 // TestInit makes settings, leaves them for the next owner, who undoes them.
@@ -29,11 +26,16 @@ func TestInit(t *testing.T) {
 	if got := sysctl(t, buckets); got == "1" {
 		t.Errorf("%s was lowered", buckets)
 	}
-	if err := Cleanup(context.Background(), iptables.New(iptables.Config{Flavour: "nft"}), dir); err != nil {
+	next, err := own(dir)
+	if err != nil {
 		t.Fatal(err)
 	}
+	if err := next.restore(); err != nil {
+		t.Fatal(err)
+	}
+	next.release()
 	if got := sysctl(t, liberal); got != was {
-		t.Errorf("%s is %s after Cleanup, was %s", liberal, got, was)
+		t.Errorf("%s is %s after the next owner set it back, was %s", liberal, got, was)
 	}
 	if err := Init(Config{Socket: filepath.Join(dir, "k.sock"), Sysctls: []Sysctl{{Name: "net/none", Value: "1"}}}); err == nil {
 		t.Error("no error for a setting that does not exist")

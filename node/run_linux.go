@@ -95,8 +95,10 @@ func (n *node) preflight(ctx context.Context) error {
 // sysctls makes the settings Services and tracing need. Tracing does without
 // those it cannot have; status says which.
 func (n *node) sysctls() error {
-	if err := n.owner.set("net/ipv4/conf/all/route_localnet", "1"); err != nil {
-		return fmt.Errorf("%w: NodePorts on 127.0.0.1 need it", err)
+	if !n.cfg.NoLocalhost {
+		if err := n.owner.set("net/ipv4/conf/all/route_localnet", "1"); err != nil {
+			return fmt.Errorf("%w: NodePorts on 127.0.0.1 need it", err)
+		}
 	}
 	for _, s := range n.cfg.Sysctls {
 		if s.AtLeast {

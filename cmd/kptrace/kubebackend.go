@@ -38,6 +38,9 @@ func (f *proxyFlags) backendConfig(c *config.Config) (iptables.Config, error) {
 		MasqueradeAll: c.IPTables.MasqueradeAll, MasqueradeMark: 1 << *c.IPTables.MasqueradeBit,
 		LocalhostNodePorts: *c.IPTables.LocalhostNodePorts, KeepInvalid: c.Conntrack.TCPBeLiberal,
 	}
+	if !f.dryRun {
+		cfg.KeepInvalid = cfg.KeepInvalid || liberal()
+	}
 	if err := checkFlavour(f.flavour); err != nil {
 		return cfg, err
 	}
@@ -59,6 +62,13 @@ func (f *proxyFlags) backendConfig(c *config.Config) (iptables.Config, error) {
 	return cfg, nil
 }
 
+// liberal reports whether connection tracking calls no packet of a connection
+// invalid for its sequence numbers.
+func liberal() bool {
+	b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
+	return err == nil && strings.TrimSpace(string(b)) != "0"
+}
+
 // dropIn reports whether kptrace stands in for a kube-proxy, so that
 // kube-proxy's defaults hold for what it changes and serves on the node.
 func (f *proxyFlags) dropIn() bool { return f.manifests == "" || f.kube.file != "" }
@@ -71,7 +81,8 @@ func (f *proxyFlags) nodeConfig(c *config.Config, logger *slog.Logger) (node.Con
 		Version: version, Logger: logger,
 		Trace: f.trace, NFLogGroup: f.group, MasqueradeMark: 1 << *c.IPTables.MasqueradeBit,
 		Socket: f.socket, HistoryFailures: f.historyFailures, HistorySuccesses: f.historySuccesses,
-		HTTP: served, Sysctls: f.kube.sysctls(c, dropIn),
+		NoLocalhost: !*c.IPTables.LocalhostNodePorts,
+		HTTP:        served, Sysctls: f.kube.sysctls(c, dropIn),
 		SyncPeriod: c.IPTables.SyncPeriod.Duration, MinSyncPeriod: f.kube.minSyncPeriod(c, dropIn),
 	}, err
 }
