@@ -9,7 +9,7 @@
 #   PREFIX, DESTDIR       where install puts the binary
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test e2e lint bench fuzz generate install clean
+.PHONY: help deps build demo test e2e lint bench bench-sync fuzz generate install clean
 
 # Every command sees the tools that deps set up; cgo is never used. -trimpath
 # makes the build cache independent of where the clone and the modules lie.
@@ -23,7 +23,7 @@ export GOFLAGS := -trimpath -buildvcs=false $(GOFLAGS)
 export BENCH_SHORT FUZZTIME
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 deps: ## set up what is missing outside Go (iptables, ipset); silent when nothing is
 	@scripts/deps.sh
@@ -37,7 +37,7 @@ demo: deps build ## a cluster in namespaces on this machine with live traffic, a
 test: deps ## vet, every test (a missing kernel feature fails), and the build for other systems
 	@$(ENV) go vet ./... && go test -timeout 9m $(TESTFLAGS) ./... && GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/kptrace
 
-e2e: deps ## against a real API server and upstream kube-proxy, built once (some minutes) and kept
+e2e: deps build ## against a real API server and upstream kube-proxy, built once (some minutes) and kept
 	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go test -tags e2e -v -timeout 9m $(TESTFLAGS) $(if $(RUN),-run '$(RUN)') ./test/e2e/...
 
 lint: ## golangci-lint, pinned; the first run builds it
@@ -45,6 +45,9 @@ lint: ## golangci-lint, pinned; the first run builds it
 
 bench: deps ## every benchmark, one package after the other
 	@$(ENV) go test -run '^$$' -bench . -benchmem $(if $(BENCH_SHORT),-benchtime 1x) -timeout 20m -p 1 ./...
+
+bench-sync: deps ## full and small syncs at 1,000 and 5,000 Services beside their floor, as root, about 8 min; QUICK=1 sees that it works
+	@$(ENV) go run ./proxy/iptables/benchsync $(if $(QUICK),-quick)
 
 fuzz: ## every fuzz target for FUZZTIME
 	@scripts/fuzz.sh

@@ -135,6 +135,12 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	if f.kube.initOnly {
 		return node.Init(nodeCfg)
 	}
+	if f.dropIn() && !f.dryRun {
+		err := iptables.EnsureCounters()
+		if cfg.Counters = err == nil; err != nil {
+			logger.Info("two metrics stay absent: the kernel gives no packet counters", "err", err)
+		}
+	}
 	backend := iptables.NewDual(cfg)
 	state, err := openState(f.manifests, apiserver.Config{
 		Kubeconfig: kcfg.ClientConnection.Kubeconfig, Master: f.kube.master, NodeName: name, Logger: logger,

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -160,6 +161,7 @@ type pair struct {
 	flavour      xtables.Flavour
 	theirs, mine *netns.NS
 	upstream     *exec.Process
+	kptrace      *exec.Process // nil where ours is not a process of its own
 	ours         ours
 }
 
@@ -179,6 +181,12 @@ func newPair(t *testing.T, c *cluster, fl xtables.Flavour, v variant) *pair {
 func (p *pair) compare(t *testing.T, c *cluster) {
 	t.Helper()
 	p.ours.sync(t, c)
+	p.same(t)
+}
+
+// same waits until both have the same rules.
+func (p *pair) same(t *testing.T) {
+	t.Helper()
 	for _, family := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
 		var last comparison
 		eventually(t, fmt.Sprintf("the same %s %s rules", p.flavour, family), func() error {
@@ -186,6 +194,13 @@ func (p *pair) compare(t *testing.T, c *cluster) {
 			case <-p.upstream.Done():
 				t.Fatalf("upstream kube-proxy ended: %v", p.upstream.Wait())
 			default:
+			}
+			if p.kptrace != nil {
+				select {
+				case <-p.kptrace.Done():
+					t.Fatalf("kptrace ended: %v", p.kptrace.Wait())
+				default:
+				}
 			}
 			a, err := save(t.Context(), p.flavour, family, p.mine)
 			if err != nil {
@@ -197,6 +212,9 @@ func (p *pair) compare(t *testing.T, c *cluster) {
 			}
 			if last = compare(a, b); len(last.differences) > 0 {
 				return fmt.Errorf("%d differences:\n%s", len(last.differences), last)
+			}
+			if last.chains == 0 {
+				return errors.New("nothing is programmed yet")
 			}
 			return nil
 		})

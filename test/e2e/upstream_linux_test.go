@@ -4,14 +4,11 @@ package e2e
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	vnetns "github.com/vishvananda/netns"
@@ -96,16 +93,21 @@ func flavoured(t *testing.T, fl xtables.Flavour) string {
 	return dir
 }
 
-// startUpstream runs upstream kube-proxy in a namespace until the test ends.
-func startUpstream(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, flags ...string) *exec.Process {
-	t.Helper()
-	args := append([]string{
+// kubeProxyFlags are what kube-proxy gets, upstream's and ours.
+func kubeProxyFlags(c *cluster) []string {
+	return []string{
 		"--kubeconfig=" + c.Kubeconfig(controlplane.KubeProxy), "--hostname-override=" + nodeName,
-		"--proxy-mode=iptables", "--iptables-min-sync-period=100ms", "--v=2",
+		"--proxy-mode=iptables", "--iptables-min-sync-period=100ms",
 		// Not ours to change: the host's.
 		"--conntrack-max-per-core=0", "--conntrack-min=0",
 		"--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s",
-	}, flags...)
+	}
+}
+
+// startUpstream runs upstream kube-proxy in a namespace until the test ends.
+func startUpstream(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, flags ...string) *exec.Process {
+	t.Helper()
+	args := append(append(kubeProxyFlags(c), "--v=2"), flags...)
 	out := &log{}
 	p, err := exec.Start(exec.Spec{
 		Path: filepath.Join(c.bin, "kube-proxy"), Args: args, Netns: ns.Fd(), OwnGroup: true,
@@ -118,14 +120,7 @@ func startUpstream(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, f
 		if t.Failed() {
 			t.Logf("upstream kube-proxy said:\n%s", out)
 		}
-		if err := p.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			t.Error(err)
-		}
-		select {
-		case <-p.Done():
-		case <-time.After(10 * time.Second):
-			t.Errorf("upstream kube-proxy does not end: %v", p.Kill())
-		}
+		end(t, p)
 	})
 	return p
 }
