@@ -11,7 +11,7 @@ import (
 // tables: nf_tables announces each change, and counts its commits, so that what
 // happened while we were writing ourselves is known as well. Of legacy tables
 // the kernel tells the number of entries and the size, which is looked at each
-// time; and the whole table, which is looked at within 4 s where somebody used
+// time; and the whole table, which is looked at within 3 s where somebody used
 // the lock of iptables, else as often as that takes no more than a hundredth of
 // the time.
 //
@@ -91,7 +91,7 @@ func (w *Watch) Look() Sight {
 const (
 	contentShare = 100
 	contentEvery = time.Second
-	contentSoon  = 4 * time.Second
+	contentSoon  = 3 * time.Second
 	// smallTables is the size in bytes up to which reading tables takes
 	// milliseconds.
 	smallTables = 4 << 20

@@ -27,7 +27,7 @@ const (
 )
 
 // Watch calls changed when others wrote to our tables, until ctx ends, which
-// is no error: within a second where the kernel tells, within 4 s where the
+// is no error: within a second where the kernel tells, within 3 s where the
 // content of legacy tables has to be read and whoever wrote took the lock of
 // iptables. It then expects Forget and Apply,
 // which compare everything and write what differs. Before the flavour is
