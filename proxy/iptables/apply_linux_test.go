@@ -276,7 +276,7 @@ func TestBadService(t *testing.T) {
 		bad := *p.units[0]
 		bad.chains = slices.Clone(bad.chains)
 		bad.chains[0].rules = []string{"-m comment --comment \"ns1/svc1:p80\" -j NOSUCHTARGET"}
-		spoilt := *p
+		spoilt := program{cfg: p.cfg, node: p.node, fixed: p.fixed, claims: p.claims, walks: p.walks}
 		spoilt.units = slices.Clone(p.units)
 		spoilt.units[0] = &bad
 		_, err := b.Apply(t.Context(), &spoilt)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -95,7 +96,9 @@ func (b *Backend) noIPv6() string {
 // dualProgram is one program for each family.
 type dualProgram struct {
 	v4, v6 proxy.Program
-	index  proxy.Index
+
+	indexed sync.Once // guards index
+	index   proxy.Index
 }
 
 // Render renders both families.
@@ -105,18 +108,18 @@ func (d *Dual) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 		return p.v4
 	}
 	p.v6 = d.v6.Render(s, o)
-	p.index = p.v4.Index()
-	// A tag that both families have means the same in both.
-	for tag, r := range p.v6.Index() {
-		if _, ok := p.index[tag]; !ok {
-			p.index[tag] = r
-		}
-	}
 	return p
 }
 
-// Index lists the tagged rules of both families.
-func (p *dualProgram) Index() proxy.Index { return p.index }
+// Index lists the tagged rules of both families. A tag that both have means the
+// same in both.
+func (p *dualProgram) Index() proxy.Index {
+	p.indexed.Do(func() {
+		p.index = maps.Clone(p.v6.Index())
+		maps.Copy(p.index, p.v4.Index())
+	})
+	return p.index
+}
 
 // Problems lists what could not be rendered.
 func (p *dualProgram) Problems() []proxy.Problem {

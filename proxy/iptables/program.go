@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"bytes"
+	"sync"
 
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
@@ -14,13 +15,36 @@ type program struct {
 	fixed    *fixed
 	units    []*unit // in the order of the Snapshot
 	claims   map[claim]owner
-	index    proxy.Index
 	problems []proxy.Problem
 	walks    *walkCache
+
+	indexed sync.Once // guards index
+	index   proxy.Index
 }
 
-// Index lists the tagged rules.
-func (p *program) Index() proxy.Index { return p.index }
+// Index lists the tagged rules. It is made when first asked for: programming
+// does not wait for it.
+func (p *program) Index() proxy.Index {
+	p.indexed.Do(func() {
+		n := len(p.fixed.tagged)
+		for _, u := range p.units {
+			n += len(u.tagged)
+		}
+		p.index = make(proxy.Index, n)
+		add := func(rules []*proxy.Rule) {
+			for _, r := range rules {
+				if err := p.index.Add(r); err != nil {
+					panic(err) // tags are made of hashes
+				}
+			}
+		}
+		add(p.fixed.tagged)
+		for _, u := range p.units {
+			add(u.tagged)
+		}
+	})
+	return p.index
+}
 
 // Problems lists what could not be rendered.
 func (p *program) Problems() []proxy.Problem { return p.problems }

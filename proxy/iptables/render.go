@@ -3,7 +3,6 @@ package iptables
 import (
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/kptrace/kptrace/internal/xtables"
@@ -260,10 +259,20 @@ func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 		if !ok {
 			continue
 		}
-		sel := svc.Select(s.Node, o)
 		u := b.memo[svc.Name]
+		eps := s.Services[i].Endpoints
+		var sel proxy.Select
+		if u != nil && same && len(o.Out) == 0 && u.selected(eps) {
+			sel = u.sel
+		} else {
+			sel = svc.Select(s.Node, o)
+		}
 		if u == nil || !same || !u.same(&svc, &sel) {
 			u = r.unit(&svc, sel)
+		}
+		u.from = eps
+		if len(o.Out) > 0 {
+			u.from = nil
 		}
 		memo[svc.Name] = u
 		p.units = append(p.units, u)
@@ -274,7 +283,6 @@ func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 	p.walks = b.walks
 	b.memo, b.memoNode, b.memoLarge = memo, s.Node, r.large
 	p.claims, p.problems = check.claims, check.problems
-	p.buildIndex()
 	return p
 }
 
@@ -292,24 +300,5 @@ func (b *Backend) isLarge(s *proxy.Snapshot) bool {
 
 // sameNode reports whether rules that name the node's addresses stay.
 func sameNode(a, b proxy.Node) bool {
-	return a.Name == b.Name && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs)
-}
-
-func (p *program) buildIndex() {
-	n := len(p.fixed.tagged)
-	for _, u := range p.units {
-		n += len(u.tagged)
-	}
-	p.index = make(proxy.Index, n)
-	add := func(rules []*proxy.Rule) {
-		for _, r := range rules {
-			if err := p.index.Add(r); err != nil {
-				p.problems = append(p.problems, proxy.Problem{Object: "rule " + strings.TrimSpace(r.Purpose), Message: err.Error()})
-			}
-		}
-	}
-	add(p.fixed.tagged)
-	for _, u := range p.units {
-		add(u.tagged)
-	}
+	return a.Name == b.Name && a.Zone == b.Zone && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs)
 }

@@ -93,7 +93,7 @@ func (f *fixed) isShared(table, chain string) bool {
 func (o *outcomeOf) purpose(s *xtables.Step) string {
 	r := s.Rule
 	if prefix, ok := r.TargetOpt("nflog-prefix"); ok {
-		if tagged := o.index.Lookup([]byte(prefix)); tagged != nil {
+		if tagged := o.Index().Lookup([]byte(prefix)); tagged != nil {
 			return "report: " + tagged.Purpose
 		}
 	}

@@ -33,6 +33,16 @@ type unit struct {
 	chains []chain // of nat, those of endpoints first
 	shared []group
 	tagged []*proxy.Rule
+
+	// from is what sel was chosen from while nothing was out, nil if unknown.
+	// It is Render's alone.
+	from []proxy.Endpoint
+}
+
+// selected reports whether sel is what a Select of eps gives. Snapshots do not
+// change, so endpoints in the same place are the same.
+func (u *unit) selected(eps []proxy.Endpoint) bool {
+	return len(u.from) > 0 && len(u.from) == len(eps) && &u.from[0] == &eps[0]
 }
 
 // same reports whether a unit made of svc and sel would be the same.

@@ -185,7 +185,7 @@ func (w *world) drift(ctx context.Context, r *result) error {
 	start = start.Add(time.Since(start)) // from when it stood there
 	select {
 	case at := <-seen:
-		r.DriftSeen = at.Sub(start).Seconds()
+		r.DriftSeen = max(0, at.Sub(start).Seconds())
 	case <-time.After(30 * time.Second):
 		return fmt.Errorf("a changed rule was not seen in 30 s")
 	}
