@@ -291,10 +291,10 @@ func TestOutage(t *testing.T) {
 	for outage := 1; outage <= 2; outage++ {
 		s.fault("*", errors.New("connection refused"))
 		s.drop()
-		eventually(t, "a note", func() bool { return len(r.Notes()) == 1 })
-		if n := r.Notes()[0]; !strings.Contains(n, "unreachable since") || !strings.Contains(n, "connection refused") {
-			t.Errorf("note %q", n)
-		}
+		eventually(t, "a note", func() bool {
+			n := r.Notes()
+			return len(n) == 1 && strings.Contains(n[0], "unreachable since") && strings.Contains(n[0], "connection refused")
+		})
 		r.none(t, "of an outage", 300*time.Millisecond)
 		s.fault("*", nil)
 		eventually(t, "no note", func() bool { return len(r.Notes()) == 0 })
@@ -312,7 +312,7 @@ func TestOutage(t *testing.T) {
 	// What is deleted meanwhile is found missing.
 	s.fault("*", errors.New("connection refused"))
 	s.drop()
-	eventually(t, "a note", func() bool { return len(r.Notes()) == 1 })
+	eventually(t, "a note", func() bool { return len(r.Notes()) > 0 })
 	if err := s.Tracker().Delete(schema.GroupVersionResource{Version: "v1", Resource: "services"}, "shop", "svc-1"); err != nil {
 		t.Fatal(err)
 	}
@@ -351,10 +351,14 @@ func TestStarting(t *testing.T) {
 	s.watching(t, all...)
 	s.fault("*", errors.New("connection refused"))
 	s.drop()
-	eventually(t, "a note", func() bool { return len(r.Notes()) == 1 })
+	unreachable := func() bool {
+		n := r.Notes()
+		return len(n) == 1 && strings.Contains(n[0], "unreachable since")
+	}
+	eventually(t, "a note", unreachable)
 	s.fault("*", forbidden("anything"))
 	time.Sleep(200 * time.Millisecond)
-	if n := r.Notes(); len(n) != 1 || !strings.Contains(n[0], "unreachable since") {
+	if n := r.Notes(); !unreachable() {
 		t.Errorf("notes %q, want one of an outage", n)
 	}
 	s.fault("*", nil)
@@ -368,10 +372,10 @@ func TestStarting(t *testing.T) {
 	r.health.mu.Unlock()
 	s.fault("services", forbidden("services"))
 	s.drop()
-	eventually(t, "a note", func() bool { return len(r.Notes()) == 1 })
-	if n := r.Notes()[0]; !strings.Contains(n, "refuses access to services") {
-		t.Errorf("note %q", n)
-	}
+	eventually(t, "a note on services", func() bool {
+		n := r.Notes()
+		return len(n) == 1 && strings.Contains(n[0], "refuses access to services")
+	})
 }
 
 // TestUnchanged changes what nobody proxies by: no Snapshot comes of it.
