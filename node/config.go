@@ -9,6 +9,7 @@ package node
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"github.com/kptrace/kptrace/conntrack"
@@ -51,6 +52,9 @@ type Config struct {
 	// SyncPeriod is how long the kernel may lag behind at most, MinSyncPeriod
 	// the least time between two syncs; zero means the Syncer's defaults.
 	SyncPeriod, MinSyncPeriod time.Duration
+	// HealthPorts limits the Services' health ports to those of this
+	// namespace's addresses that are in one of the ranges; empty means all.
+	HealthPorts []netip.Prefix
 	// NoLocalhost leaves route_localnet as it is: without it there are no
 	// NodePorts on 127.0.0.1.
 	NoLocalhost bool

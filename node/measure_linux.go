@@ -2,6 +2,9 @@ package node
 
 import (
 	"context"
+	"net"
+	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -32,7 +35,9 @@ func (n *node) measure() {
 		Stats: func() proxy.SyncStats { return n.syncer.Stats() }, Eligible: n.eligible,
 		Timeout: 2 * n.cfg.SyncPeriod, Families: families,
 	}
-	n.ports = health.NewServers(health.ServersConfig{Healthy: n.health.Healthy, Logger: n.cfg.Logger})
+	n.ports = health.NewServers(health.ServersConfig{
+		Healthy: n.health.Healthy, Addrs: n.healthAddrs(), Logger: n.cfg.Logger,
+	})
 	reconciled := n.cfg.Reconciled
 	n.cfg.Reconciled = func(r conntrack.Reconciled) {
 		n.metrics.Conntrack(prom.IPv4, r.Took, r.Deleted)
@@ -43,6 +48,30 @@ func (n *node) measure() {
 	n.syncer = proxy.NewSyncer(proxy.SyncerConfig{
 		Backend: n.cfg.Backend, MinInterval: n.cfg.MinSyncPeriod, Logger: n.cfg.Logger, Observe: n.observe,
 	})
+}
+
+// healthAddrs are the addresses of Config.HealthPorts. Like kube-proxy, it looks
+// once and takes all addresses where it finds none.
+func (n *node) healthAddrs() []string {
+	if len(n.cfg.HealthPorts) == 0 {
+		return nil
+	}
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		n.cfg.Logger.Error("health ports are served at all addresses", "err", err)
+		return nil
+	}
+	var addrs []string
+	for _, a := range all {
+		prefix, err := netip.ParsePrefix(a.String())
+		if err == nil && slices.ContainsFunc(n.cfg.HealthPorts, func(p netip.Prefix) bool { return p.Contains(prefix.Addr()) }) {
+			addrs = append(addrs, prefix.Addr().String())
+		}
+	}
+	if len(addrs) == 0 {
+		n.cfg.Logger.Error("health ports are served at all addresses: this node has none in the ranges for node ports", "ranges", n.cfg.HealthPorts)
+	}
+	return addrs
 }
 
 // observe follows each sync. Health ports open only once the kernel has the
