@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"net"
 	"net/netip"
 
 	"github.com/kptrace/kptrace/internal/xtables"
@@ -33,8 +34,15 @@ type Config struct {
 	// that the sysctl route_localnet makes. IPv4 only.
 	LocalhostNodePorts bool
 	// NodePortAddresses limits node ports to those of the node's addresses
-	// that are in one of the ranges; empty means all local addresses.
+	// that are in one of the ranges. A family of which there is no range
+	// serves them on all. Without a range that holds loopback addresses,
+	// LocalhostNodePorts does not count.
 	NodePortAddresses []netip.Prefix
+	// NodePortPrimary limits them to the Node's first address of each family.
+	NodePortPrimary bool
+	// LocalAddrs tells the node's addresses for NodePortAddresses, as
+	// InterfaceAddrs does. Nil means the Node's and 127.0.0.1. Render calls it.
+	LocalAddrs func() []netip.Addr
 	// KeepInvalid leaves out the rule that drops packets which connection
 	// tracking calls invalid, as is right where nf_conntrack_tcp_be_liberal
 	// is on.
@@ -74,6 +82,22 @@ func (c Config) withDefaults() Config {
 		c.NFLogGroup = DefaultNFLogGroup
 	}
 	return c
+}
+
+// InterfaceAddrs returns the addresses of all interfaces of the calling thread's
+// network namespace, none if they cannot be read.
+func InterfaceAddrs() []netip.Addr {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var addrs []netip.Addr
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			addrs = append(addrs, p.Addr().Unmap())
+		}
+	}
+	return addrs
 }
 
 // ours reports whether an address is of the family.

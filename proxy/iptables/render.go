@@ -143,7 +143,16 @@ func knownJumps(f xtables.Family) []jumpRule {
 var localnetRule = line("! -s 127.0.0.0/8 -d 127.0.0.0/8", comment("block incoming localnet connections"),
 	"-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP")
 
-func (r *renderer) localhost() bool { return r.cfg.LocalhostNodePorts && r.cfg.Family == xtables.IPv4 }
+// localhost reports whether node ports are served on 127.0.0.0/8.
+func (r *renderer) localhost() bool {
+	if !r.cfg.LocalhostNodePorts || r.cfg.Family != xtables.IPv4 {
+		return false
+	}
+	ranges := r.nodePortRanges()
+	return len(ranges) == 0 || slices.ContainsFunc(ranges, func(p netip.Prefix) bool {
+		return p.Addr().IsLoopback() || p.Contains(netip.AddrFrom4([4]byte{127}))
+	})
+}
 
 func (r *renderer) forward(bits string) []string {
 	var rules []string
@@ -162,7 +171,7 @@ func (r *renderer) forward(bits string) []string {
 // toNodePorts are the rules that must be last in nat KUBE-SERVICES.
 func (r *renderer) toNodePorts() []string {
 	about := comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain")
-	if len(r.cfg.NodePortAddresses) == 0 {
+	if len(r.nodePortRanges()) == 0 {
 		not := ""
 		switch {
 		case r.cfg.Family == xtables.IPv6:
@@ -179,19 +188,45 @@ func (r *renderer) toNodePorts() []string {
 	return rules
 }
 
-// nodePortAddrs are the node's addresses in NodePortAddresses.
-func (r *renderer) nodePortAddrs() []netip.Addr {
-	var ips []netip.Addr
-	addrs := r.node.Addrs
-	if r.localhost() {
-		addrs = append([]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, addrs...)
-	}
-	for _, ip := range addrs {
-		for _, p := range r.cfg.NodePortAddresses {
-			if r.cfg.ours(ip) && p.Contains(ip) {
-				ips = append(ips, ip)
-				break
+// nodePortRanges are the ranges of the Config that are of its family; none
+// means all addresses, and so does a range of all among them.
+func (r *renderer) nodePortRanges() []netip.Prefix {
+	var ranges []netip.Prefix
+	if r.cfg.NodePortPrimary {
+		for _, ip := range r.node.Addrs {
+			if r.cfg.ours(ip) {
+				return []netip.Prefix{netip.PrefixFrom(ip, ip.BitLen())}
 			}
+		}
+	}
+	for _, p := range r.cfg.NodePortAddresses {
+		switch {
+		case !r.cfg.ours(p.Addr()):
+		case p.Bits() == 0:
+			return nil
+		default:
+			ranges = append(ranges, p)
+		}
+	}
+	return ranges
+}
+
+// nodePortAddrs are the addresses that serve node ports where not all do.
+func (r *renderer) nodePortAddrs() []netip.Addr {
+	var addrs, ips []netip.Addr
+	if r.cfg.LocalAddrs != nil {
+		addrs = r.cfg.LocalAddrs()
+	} else {
+		addrs = append(addrs, netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+		addrs = append(addrs, r.node.Addrs...)
+	}
+	ranges := r.nodePortRanges()
+	for _, ip := range addrs {
+		if !r.cfg.ours(ip) || ip.IsLoopback() && !r.localhost() || slices.Contains(ips, ip) {
+			continue
+		}
+		if slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+			ips = append(ips, ip)
 		}
 	}
 	return ips
