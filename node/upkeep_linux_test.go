@@ -32,7 +32,6 @@ func TestDriftIsRepaired(t *testing.T) {
 	}
 }
 
-
 // TestUDPClientMovesOn replaces the endpoint of a client that keeps sending.
 func TestUDPClientMovesOn(t *testing.T) {
 	serveUDP := func() netip.AddrPort {

@@ -36,7 +36,8 @@ func (o *Oracles) evaluate(r *Rule, p *Packet) outcome {
 	}
 	for i := range r.Matches {
 		m := &r.Matches[i]
-		prob, t := 1.0, Yes
+		prob := 1.0
+		var t Tri
 		if m.Name == "statistic" {
 			prob, t = statistic(m)
 		} else if t = o.match(m, p); t == Unknown && o.Other != nil {

@@ -31,8 +31,8 @@ type result struct {
 	Rules, Commits                int
 	Full, Endpoint, Add, Remove   float64
 	FloorFull, FloorEndpoint      float64
-	RenderEndpoint, Restart       float64
-	Memory, MemoryTools           int64
+	Restart                       float64
+	Memory                        int64
 	DriftCPU, DriftSeen, Repaired float64
 }
 

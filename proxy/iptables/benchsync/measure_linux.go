@@ -136,7 +136,7 @@ func measure(ctx context.Context, c cell) (*result, error) {
 		}
 	}
 	r.Endpoint, r.Add, r.Remove = median(endpoint), median(add), median(remove)
-	r.Memory, r.MemoryTools = peak(unix.RUSAGE_SELF), peak(unix.RUSAGE_CHILDREN)
+	r.Memory = peak()
 	if err := w.drift(ctx, r); err != nil {
 		return nil, err
 	}
@@ -300,10 +300,10 @@ func median(x []float64) float64 {
 	return x[len(x)/2]
 }
 
-// peak is the most memory in bytes that was resident.
-func peak(who int) int64 {
+// peak is the most memory in bytes that this process had resident.
+func peak() int64 {
 	var u unix.Rusage
-	if err := unix.Getrusage(who, &u); err != nil {
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
 		return 0
 	}
 	return u.Maxrss << 10
