@@ -1,0 +1,131 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/kptrace/kptrace/node"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/iptables"
+	"github.com/kptrace/kptrace/proxy/kube/config"
+)
+
+// chooseMode reads the wanted mode. If it cannot run and may be replaced,
+// fallback says why it is.
+func chooseMode(text string, mayFallBack bool) (wanted proxy.Mode, fallback string, err error) {
+	if text == "" {
+		return proxy.IPTables, "", nil
+	}
+	wanted, err = proxy.ParseMode(text)
+	if err != nil || wanted == proxy.IPTables {
+		return wanted, "", err
+	}
+	if !mayFallBack {
+		return "", "", fmt.Errorf("mode %q is not in this release: use iptables", wanted)
+	}
+	return wanted, "it is not in this release", nil
+}
+
+// backendConfig says what is programmed. The configuration is valid.
+func (f *proxyFlags) backendConfig(c *config.Config) (iptables.Config, error) {
+	cfg := iptables.Config{
+		Flavour: f.flavour, TakeOver: f.takeOver,
+		Trace: f.trace, NFLogGroup: f.group,
+		MasqueradeAll: c.IPTables.MasqueradeAll, MasqueradeMark: 1 << *c.IPTables.MasqueradeBit,
+		LocalhostNodePorts: *c.IPTables.LocalhostNodePorts, KeepInvalid: c.Conntrack.TCPBeLiberal,
+	}
+	if !f.dryRun {
+		cfg.KeepInvalid = cfg.KeepInvalid || liberal()
+	}
+	if err := checkFlavour(f.flavour); err != nil {
+		return cfg, err
+	}
+	cfg.LocalMode = iptables.LocalMode(c.DetectLocalMode)
+	switch cfg.LocalMode {
+	case iptables.LocalBridge:
+		cfg.PodInterface = c.DetectLocal.BridgeInterface
+	case iptables.LocalPrefix:
+		cfg.PodInterface = c.DetectLocal.InterfaceNamePrefix
+	}
+	for s := range strings.SplitSeq(c.ClusterCIDR, ",") {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			cfg.ClusterCIDRs = append(cfg.ClusterCIDRs, p)
+		}
+	}
+	for _, s := range c.NodePortAddresses {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			cfg.NodePortAddresses = append(cfg.NodePortAddresses, p.Masked())
+		} else {
+			cfg.NodePortPrimary = true // the only word that is valid
+		}
+	}
+	if !f.dryRun {
+		cfg.LocalAddrs = iptables.InterfaceAddrs
+	}
+	return cfg, nil
+}
+
+// liberal reports whether connection tracking calls no packet of a connection
+// invalid for its sequence numbers.
+func liberal() bool {
+	b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
+	return err == nil && strings.TrimSpace(string(b)) != "0"
+}
+
+// dropIn reports whether kptrace stands in for a kube-proxy, so that
+// kube-proxy's defaults hold for what it changes and serves on the node.
+func (f *proxyFlags) dropIn() bool { return f.manifests == "" || f.kube.file != "" }
+
+// nodeConfig says what the node does, but for its backend and state.
+func (f *proxyFlags) nodeConfig(c *config.Config, logger *slog.Logger) (node.Config, error) {
+	dropIn := f.dropIn()
+	served, err := f.kube.http(c, dropIn)
+	return node.Config{
+		Version: version, Logger: logger,
+		Trace: f.trace, NFLogGroup: f.group, MasqueradeMark: 1 << *c.IPTables.MasqueradeBit,
+		Socket: f.socket, HistoryFailures: f.historyFailures, HistorySuccesses: f.historySuccesses,
+		NoLocalhost: !*c.IPTables.LocalhostNodePorts,
+		HealthPorts: prefixes(c.NodePortAddresses),
+		HTTP:        served, Sysctls: f.kube.sysctls(c, dropIn),
+		SyncPeriod: c.IPTables.SyncPeriod.Duration, MinSyncPeriod: f.kube.minSyncPeriod(c, dropIn),
+	}, err
+}
+
+// prefixes are those of a list that are CIDRs.
+func prefixes(list []string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range list {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
+}
+
+// writeConfig writes the configuration for --write-config-to, in full: the
+// modes stand there as they are used.
+func writeConfig(path string, c *config.Config) error {
+	if c.Mode == "" {
+		c.Mode = config.ModeIPTables
+	}
+	if c.DetectLocalMode == "" {
+		c.DetectLocalMode = config.LocalClusterCIDR
+	}
+	b, err := config.Encode(c)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, b, 0o644)
+}
+
+func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
