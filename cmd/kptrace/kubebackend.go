@@ -88,11 +88,25 @@ func (f *proxyFlags) nodeConfig(c *config.Config, logger *slog.Logger) (node.Con
 		Version: version, Logger: logger,
 		Trace: f.trace, NFLogGroup: f.group, MasqueradeMark: 1 << *c.IPTables.MasqueradeBit,
 		Socket: f.socket, HistoryFailures: f.historyFailures, HistorySuccesses: f.historySuccesses,
-		NoLocalhost: !*c.IPTables.LocalhostNodePorts,
+		NoLocalhost: !localhost(c),
 		HealthPorts: prefixes(c.NodePortAddresses),
 		HTTP:        served, Sysctls: f.kube.sysctls(c, dropIn),
 		SyncPeriod: c.IPTables.SyncPeriod.Duration, MinSyncPeriod: f.kube.minSyncPeriod(c, dropIn),
 	}, err
+}
+
+// localhost reports whether node ports are served on 127.0.0.0/8, for which the
+// node needs route_localnet.
+func localhost(c *config.Config) bool {
+	limited := false
+	for _, p := range prefixes(c.NodePortAddresses) {
+		if p.Addr().Is4() && (p.Addr().IsLoopback() || p.Contains(netip.AddrFrom4([4]byte{127}))) {
+			return *c.IPTables.LocalhostNodePorts
+		}
+		limited = limited || p.Addr().Is4()
+	}
+	primary := len(c.NodePortAddresses) == 1 && len(prefixes(c.NodePortAddresses)) == 0
+	return *c.IPTables.LocalhostNodePorts && !limited && !primary
 }
 
 // prefixes are those of a list that are CIDRs.
