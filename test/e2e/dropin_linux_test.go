@@ -31,7 +31,7 @@ import (
 
 // startKptrace runs `kptrace proxy` with kube-proxy's own flags in a namespace
 // until the test ends. It is the binary that `make build` made.
-func startKptrace(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, flags ...string) (*exec.Process, *log) {
+func startKptrace(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, flags ...string) *exec.Process {
 	t.Helper()
 	binary, err := filepath.Abs("../../bin/kptrace")
 	if err != nil {
@@ -50,7 +50,7 @@ func startKptrace(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, fl
 		}
 		end(t, p)
 	})
-	return p, out
+	return p
 }
 
 // await waits until upstream kube-proxy has begun to serve a Service port.
@@ -87,12 +87,9 @@ func TestDropIn(t *testing.T) {
 	t.Parallel()
 	c := start(t, controlplane.Config{ServiceRange: "10.96.0.0/16,fd00:96::/112", RBAC: true})
 	fixture().create(t, c.client)
-	flags := []string{"--cluster-cidr=" + clusterCIDR}
 	var pairs []*pair
 	for _, fl := range flavours(t) {
-		p := &pair{flavour: fl, theirs: newNode(t, c), mine: newNode(t, c)}
-		p.upstream = startUpstream(t, c, p.theirs, fl, flags...)
-		p.kptrace, _ = startKptrace(t, c, p.mine, fl, flags...)
+		p := newDropIn(t, c, fl, "--cluster-cidr="+clusterCIDR)
 		p.await(t, "shop/clusterip:http")
 		p.same(t)
 		pairs = append(pairs, p)
@@ -128,7 +125,7 @@ func TestPackets(t *testing.T) {
 	o.slices[0].Endpoints[0].Addresses = []string{ready.Addr().String()}
 	o.slices[0].Ports[0].Port = ptr(int32(ready.Port()))
 	o.create(t, c.client)
-	_, _ = startKptrace(t, c, ns, xtables.NFT)
+	startKptrace(t, c, ns, xtables.NFT)
 
 	web, none := service(t, c, "web"), service(t, c, "none")
 	for _, to := range []string{

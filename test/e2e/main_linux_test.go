@@ -79,16 +79,24 @@ func config(t *testing.T, kubeconfig string) *rest.Config {
 // eventually fails the test with the last error if f still fails after 30 s.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	if err := retry(t.Context(), 30*time.Second, f); err != nil {
+		t.Fatalf("waiting for %s: %v", what, err)
+	}
+}
+
+// retry calls f until it succeeds or the time is over, and returns its last
+// error.
+func retry(ctx context.Context, within time.Duration, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	for {
 		err := f()
 		if err == nil {
-			return
+			return nil
 		}
 		select {
 		case <-ctx.Done():
-			t.Fatalf("waiting for %s: %v", what, err)
+			return err
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
