@@ -20,13 +20,14 @@ type NS struct {
 // CAP_SYS_ADMIN: root, or the inside of a Sandbox. A host that forbids it gives
 // a *HostError.
 func New() (*NS, error) {
-	home, err := Current()
-	if err != nil {
-		return nil, err
-	}
-	defer home.Close()
 	var n *NS
-	err = offThread(func() (keep bool, err error) {
+	err := offThread(func() (keep bool, err error) {
+		// Home is where this thread is, not the caller's, which may be in Do.
+		home, err := Current()
+		if err != nil {
+			return true, err
+		}
+		defer home.Close()
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return true, err
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -183,5 +184,35 @@ func TestRootless(t *testing.T) {
 	defer unix.Close(fd)
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 1<<24); !errors.Is(err, unix.EPERM) {
 		t.Errorf("SO_RCVBUFFORCE: %v; Rootless promises EPERM", err)
+	}
+}
+
+// TestNewInsideDo makes namespaces inside of one: no thread may stay in it.
+func TestNewInsideDo(t *testing.T) {
+	outer, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer outer.Close()
+	for range 20 {
+		err := outer.Do(func() error {
+			inner, err := New()
+			if err == nil {
+				inner.Close()
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		if link, err := os.Readlink(thread); err == nil && link == outer.String() {
+			t.Errorf("%s is still %s", thread, link)
+		}
 	}
 }
