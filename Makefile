@@ -23,7 +23,7 @@ export GOFLAGS := -trimpath -buildvcs=false $(GOFLAGS)
 export BENCH_SHORT FUZZTIME
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 deps: ## set up what is missing outside Go (iptables, ipset); silent when nothing is
 	@scripts/deps.sh
