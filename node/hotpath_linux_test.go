@@ -123,7 +123,7 @@ func appendEntry(b []byte, destroy bool, client, service, endpoint netip.AddrPor
 		attrs = nfnl.AppendAttr(attrs, 9|nested, counters...)
 		attrs = nfnl.AppendAttr(attrs, 10|nested, counters...)
 	}
-	return nfnl.AppendMessage(b, nfnl.Type(nfnl.SubsysConntrack, uint8(typ)), flags, 0, nfnl.FamilyIPv4, 0, attrs)
+	return nfnl.AppendMessage(b, nfnl.Type(nfnl.SubsysConntrack, typ), flags, 0, nfnl.FamilyIPv4, 0, attrs)
 }
 
 // connection passes the next connection through, from its SYN to the removal

@@ -191,6 +191,7 @@ func BenchmarkTracing(b *testing.B) {
 }
 
 func benchmark(b *testing.B, flavour string, l workload) {
+	b.Helper()
 	var results []*result
 	for _, v := range variants {
 		if (v.both || flavour == "nft" && l.name == "bare") && strings.Contains(v.name, os.Getenv("BENCH_ONLY")) {

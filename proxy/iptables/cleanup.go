@@ -16,28 +16,43 @@ import (
 // called again and again. What the kubelet shares stays while a kubelet has its
 // chains there (KUBE-FIREWALL is its too). A chain of ours that somebody else's
 // rule leads to stays as well, and is an error that names it.
+//
+// A flavour that cannot be read where the other one can was never written by
+// us, for we read before we write: its module is not loaded, or the namespace
+// is one in which the kernel keeps it from everybody.
 func (b *Backend) Cleanup(ctx context.Context) error {
 	b.apply.Lock()
 	defer b.apply.Unlock()
 	b.applied = nil
-	var errs []error
+	var errs, unread []error
+	read := false
 	for _, fl := range []xtables.Flavour{xtables.NFT, xtables.Legacy} {
-		if err := b.clean(ctx, fl); err != nil {
-			errs = append(errs, fmt.Errorf("proxy/iptables: cleaning up iptables-%s: %w", fl, err))
+		have, err := b.cfg.Tools.Save(ctx, fl, b.cfg.Family, "", false)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // not installed, so never written
+		case err != nil && b.runner != nil && b.flavour == fl:
+			errs = append(errs, cleanupError(fl, err))
+		case err != nil:
+			unread = append(unread, cleanupError(fl, err))
+		default:
+			read = true
+			if err := b.clean(ctx, fl, have); err != nil {
+				errs = append(errs, cleanupError(fl, err))
+			}
 		}
+	}
+	if !read {
+		errs = append(errs, unread...)
 	}
 	errs = append(errs, b.inNetns(deleteCounters))
 	return errors.Join(errs...)
 }
 
-func (b *Backend) clean(ctx context.Context, fl xtables.Flavour) error {
-	have, err := b.cfg.Tools.Save(ctx, fl, b.cfg.Family, "", false)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // not installed, so never written
-	}
-	if err != nil {
-		return err
-	}
+func cleanupError(fl xtables.Flavour, err error) error {
+	return fmt.Errorf("proxy/iptables: cleaning up iptables-%s: %w", fl, err)
+}
+
+func (b *Backend) clean(ctx context.Context, fl xtables.Flavour, have *xtables.Ruleset) error {
 	plan, errs := cleanupPlan(have)
 	if !planEmpty(plan) {
 		runner := xtables.NewRunner(xtables.RunnerConfig{Tools: b.cfg.Tools, Flavour: fl, Family: b.cfg.Family})
