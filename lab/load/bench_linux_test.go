@@ -1,6 +1,7 @@
 package load
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kptrace/kptrace/internal/exec"
+	"github.com/kptrace/kptrace/lab"
 	"github.com/kptrace/kptrace/trace"
 )
 
@@ -31,11 +33,20 @@ type plan struct {
 type workload struct {
 	name string
 	port uint16
+	// wrk is the program that connects; empty for our own clients.
+	wrk string
 }
 
 // workloads differ in what the connection itself costs: a bare one is as cheap
-// as client and server can make it, the other has a usual HTTP server.
-var workloads = []workload{{"http", 81}, {"bare", 80}}
+// as client and server can make it, http has a usual HTTP server, and wrk, if
+// it is installed, a usual client too.
+func workloads() []workload {
+	list := []workload{{name: "http", port: 81}, {name: "bare", port: 80}}
+	if path, err := exec.LookPath("wrk"); err == nil {
+		list = append(list, workload{name: "wrk", port: 81, wrk: path})
+	}
+	return list
+}
 
 func thePlan() plan {
 	if os.Getenv("BENCH_SHORT") != "" {
@@ -106,6 +117,12 @@ func (p *place) measure(l workload, d time.Duration) sample {
 	all, watcher := used()
 	busy := busyTime(p.w.t)
 	start := time.Now()
+	if l.wrk != "" {
+		s := sample{conns: p.wrk(l, d)}
+		p.flush()
+		s.elapsed = time.Since(start)
+		return s
+	}
 	results := make([]Result, runtime.NumCPU())
 	var g errgroup.Group
 	for i := range results {
@@ -147,6 +164,33 @@ func (p *place) measure(l workload, d time.Duration) sample {
 	return s
 }
 
+// wrk lets wrk connect with 32 connections, one request each, and returns how
+// many it made. It measures in whole seconds. Its processor time is not ours
+// to see.
+func (p *place) wrk(l workload, d time.Duration) int {
+	p.w.t.Helper()
+	var out bytes.Buffer
+	url := "http://" + netip.AddrPortFrom(p.service.Addr(), l.port).String() + "/"
+	c, err := p.w.lab.Exec(lab.PodSpace(p.name, "client"), exec.Spec{
+		Path: l.wrk, Args: []string{"-t2", "-c32", fmt.Sprintf("-d%ds", max(1, int(d.Seconds()+0.5))), "-H", "Connection: close", url},
+		Stdout: &out, Stderr: &out,
+	})
+	if err != nil {
+		p.w.t.Fatal(err)
+	}
+	if err := c.Wait(); err != nil {
+		p.w.t.Fatalf("wrk: %v\n%s", err, &out)
+	}
+	var n int
+	for line := range strings.Lines(out.String()) {
+		if _, err := fmt.Sscanf(line, " %d requests in", &n); err == nil {
+			return n
+		}
+	}
+	p.w.t.Fatalf("wrk says no number:\n%s", &out)
+	return 0
+}
+
 // busyTime is how long all processors have worked, to the hundredth of a
 // second (proc_stat(5)).
 func busyTime(t testing.TB) time.Duration {
@@ -180,7 +224,7 @@ type result struct {
 // are those of tracing always on.
 func BenchmarkTracing(b *testing.B) {
 	for _, flavour := range []string{"nft", "legacy"} {
-		for _, l := range workloads {
+		for _, l := range workloads() {
 			b.Run(flavour+"/"+l.name, func(b *testing.B) {
 				for b.Loop() { // once: it takes longer than a benchtime
 					benchmark(b, flavour, l)
@@ -229,9 +273,11 @@ func benchmark(b *testing.B, flavour string, l workload) {
 	for _, r := range results {
 		if r.kptrace {
 			rate, _, _ := spread(r.pairs(sample.rate))
-			cost, _, _ := spread(r.pairs(sample.cost))
 			b.ReportMetric(rate, "conns/s-ratio")
-			b.ReportMetric(cost, "cpu-ratio")
+			if l.wrk == "" {
+				cost, _, _ := spread(r.pairs(sample.cost))
+				b.ReportMetric(cost, "cpu-ratio")
+			}
 		}
 	}
 }
@@ -329,7 +375,11 @@ func printTable(out io.Writer, flavour string, l workload, pl plan, results []*r
 			watcher += s.watcher
 		}
 		rate, _, _ := spread(rates)
-		line := []string{r.name, fmt.Sprintf("%.0f", rate), percent(spread(r.pairs(sample.rate))), percent(spread(r.pairs(sample.cost)))}
+		cost := "not ours to see"
+		if l.wrk == "" {
+			cost = percent(spread(r.pairs(sample.cost)))
+		}
+		line := []string{r.name, fmt.Sprintf("%.0f", rate), percent(spread(r.pairs(sample.rate))), cost}
 		if watcher > 0 {
 			line = append(line, fmt.Sprintf("%.4f", watcher.Seconds()/float64(r.conns)*1000))
 		}

@@ -103,6 +103,9 @@ func TestTransitions(t *testing.T) {
 					s.start = start
 					spans = append(spans, s)
 				}
+				if len(allowed) > 0 { // long enough for each client to meet it
+					time.Sleep(150 * time.Millisecond)
+				}
 			}
 			done := func() { // the spans that are open end now
 				for i := range spans {
