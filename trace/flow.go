@@ -37,6 +37,9 @@ type Flow struct {
 	Reason Reason
 	// Ended is set once the outcome is final. Bytes may still be corrected.
 	Ended bool
+	// Completed is set in exactly one revision of a Flow, the one that Ended
+	// it: whoever counts or exports each connection once acts on that one.
+	Completed bool
 	// Established is from the first SYN to the SYN-ACK as the node saw them,
 	// and Duration from the first SYN to the first FIN or RST; for UDP from
 	// the first datagram to the first reply, and to the last packet known.
@@ -54,6 +57,10 @@ type Flow struct {
 	Incomplete bool
 	// Existing marks a connection older than kptrace.
 	Existing bool
+
+	// Carried are the requests that named the span which sent them, oldest
+	// first, at most MaxCarried; none unless looking for them is switched on.
+	Carried []Carried
 }
 
 // FlowID identifies a flow within one node.

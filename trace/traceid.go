@@ -12,15 +12,19 @@ import (
 // as samplers that look at them need.
 type TraceID [16]byte
 
-// TraceID returns the id of the trace that tells of f. It allocates nothing
-// for node names of up to 64 bytes.
-func (f *Flow) TraceID() TraceID {
+// TraceID returns the id of the trace that tells of f: the application's where
+// the connection's first request named one that is recorded (see Parent), else
+// one of the Flow's own. It allocates nothing for node names of up to 64 bytes.
+func (f *Flow) TraceID() TraceID { return f.SpanContext().Trace }
+
+// derive makes the ids of f's own.
+func (f *Flow) derive() (TraceID, SpanID) {
 	var room [80]byte
 	b := append(room[:0], f.Node...)
 	b = append(b, 0)
 	b = binary.BigEndian.AppendUint64(b, uint64(f.ID))
 	sum := sha256.Sum256(b)
-	return TraceID(sum[:16])
+	return TraceID(sum[:16]), SpanID(sum[16:24])
 }
 
 // String returns the id as 32 lower case hexadecimal digits.

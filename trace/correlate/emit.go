@@ -39,6 +39,7 @@ func (c *Correlator) edit(r *rec) *trace.Flow {
 		b.flow.Attempts = slices.Clone(r.f.Attempts)
 	}
 	b.flow.Revision++
+	b.flow.Completed = false
 	r.b, r.f, r.dirty = b, &b.flow, true
 	return r.f
 }

@@ -145,6 +145,8 @@ func (l *lab) emit(f *trace.Flow) {
 		l.t.Errorf("%v: first revision is %d", f.Tuple, f.Revision)
 	case old != nil && f.Revision != old.Revision+1:
 		l.t.Errorf("%v: revision %d after %d", f.Tuple, f.Revision, old.Revision)
+	case f.Completed != (f.Ended && (old == nil || !old.Ended)):
+		l.t.Errorf("%v: completed is %v", f.Tuple, f.Completed)
 	case old != nil && old.Ended && !f.Ended:
 		l.t.Errorf("%v: ended and not ended any more", f.Tuple)
 	case old == f:

@@ -195,7 +195,7 @@ func (c *Correlator) end(r *rec, o trace.Outcome, why trace.Reason, missing stri
 // the DESTROY brings, unless they are known or never will be.
 func (c *Correlator) finish(r *rec) {
 	f := c.edit(r)
-	f.Ended = true
+	f.Ended, f.Completed = true, true
 	if !r.counted {
 		// What an earlier look at the entry showed is not the whole.
 		f.Counted, f.Out, f.In = false, conntrack.Counters{}, conntrack.Counters{}

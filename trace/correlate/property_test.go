@@ -156,7 +156,7 @@ func (s *story) play(t *testing.T, r *rand.Rand) (*lab, []trace.Flow) {
 	var flows []trace.Flow
 	for _, f := range l.flows {
 		g := *f
-		g.ID, g.Revision = 0, 0
+		g.ID, g.Revision, g.Completed = 0, 0, false
 		flows = append(flows, g)
 	}
 	slices.SortFunc(flows, func(a, b trace.Flow) int {

@@ -252,7 +252,8 @@ func (c *Correlator) evict(r *rec) {
 	case r.shown:
 		c.stats.evicted.Add(1)
 		f := c.edit(r)
-		f.Outcome, f.Reason, f.Ended, f.Missing = trace.Unknown, trace.NoReason, true, "evicted: the flow table was full"
+		f.Outcome, f.Reason, f.Missing = trace.Unknown, trace.NoReason, "evicted: the flow table was full"
+		f.Ended, f.Completed = true, true
 		c.stats.outcome(trace.Unknown)
 		c.emit(r)
 	default:
