@@ -25,7 +25,7 @@ export BENCH_SHORT FUZZTIME
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-deps: ## set up what is missing outside Go (iptables, ipset); silent when nothing is
+deps: ## set up what is missing outside Go (iptables, ipset, user-mode-linux); silent when nothing is
 	@scripts/deps.sh
 
 build: ## bin/kptrace
@@ -35,7 +35,7 @@ demo: deps build ## a cluster in namespaces on this machine with live traffic, a
 	@$(ENV) bin/kptrace lab run --for 15s $(if $(MODE),--mode $(MODE))
 
 test: deps ## vet, every test (a missing kernel feature fails), and the build for other systems
-	@$(ENV) go vet ./... && go test -p 1 -timeout 9m $(TESTFLAGS) ./... && GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/kptrace
+	@$(ENV) go vet ./... && scripts/test.sh -p 1 -timeout 9m $(TESTFLAGS) ./... && GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/kptrace
 
 e2e: deps build ## against a real API server and upstream kube-proxy, built once (some minutes) and kept
 	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go test -tags e2e -v -timeout 9m $(TESTFLAGS) $(if $(RUN),-run '$(RUN)') ./test/e2e/...

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Sets up what kptrace needs from outside Go: the iptables of both flavours and
-# ipset. Silent and instant when all is there.
+# Sets up what kptrace needs from outside Go: the iptables of both flavours,
+# ipset, and user-mode-linux. Silent and instant when all is there.
 #
 #	scripts/deps.sh          what the demo and the tests need
 #	scripts/deps.sh protoc   what `make generate` needs
@@ -179,6 +179,11 @@ protoc)
 	kptrace_has go || die "missing: Go 1.26 or newer"
 	# shellcheck disable=SC2086 # a list of words
 	provided $kptrace_tools || provide iptables ipset
+	# A kernel with IPVS, SCTP and dummy devices, where this one lacks them;
+	# there is one for x86 only.
+	case $(uname -m) in
+	x86_64 | i?86) provided $kptrace_guest || provide user-mode-linux ;;
+	esac
 	# shellcheck source=scripts/env.sh
 	. scripts/env.sh
 	namespaces_allowed
