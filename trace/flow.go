@@ -49,7 +49,9 @@ type Flow struct {
 	Out, In conntrack.Counters
 	Counted bool
 
-	Path     []Hop
+	// Paths are the ways of its first packets, in the order of their arrival,
+	// where somebody asked for them; see PathRequest.
+	Paths    []Path
 	Evidence Evidence
 	// Missing says which evidence the outcome would need, for Unknown.
 	Missing string
@@ -192,18 +194,6 @@ type Attempt struct {
 	Retransmits int
 	// ICMP is the error as "host unreachable from 10.0.0.1", if any.
 	ICMP string
-}
-
-// Hop is one thing a packet met on its way; see docs/architecture.md.
-type Hop struct {
-	Hook, Table, Chain string
-	// Rule is the rule's number or handle, Text the rule, Purpose its meaning.
-	Rule          uint64
-	Text, Purpose string
-	Verdict       string
-	Time          time.Time
-	Device        string
-	Mark          uint32
 }
 
 // Retried reports whether more than one endpoint was tried.

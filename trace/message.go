@@ -20,6 +20,8 @@ type Request struct {
 	Interval time.Duration
 	// Wait says that Services which do not exist are no error.
 	Wait bool
+	// Path asks for the paths of packets.
+	Path PathRequest
 }
 
 // Message is one thing a node tells a follower. Exactly one of the pointers

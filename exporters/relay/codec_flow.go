@@ -20,7 +20,7 @@ func flowToPB(f *trace.Flow) *Flow {
 		Outcome:  string(f.Outcome), Reason: string(f.Reason), Ended: f.Ended,
 		Established: int64(f.Established), Duration: int64(f.Duration),
 		Out: countersToPB(f.Out), In: countersToPB(f.In), Counted: f.Counted,
-		Path: each(f.Path, ref(hopToPB)), Evidence: uint32(f.Evidence), Missing: f.Missing,
+		Paths: each(f.Paths, ref(pathToPB)), Evidence: uint32(f.Evidence), Missing: f.Missing,
 		Incomplete: f.Incomplete, Existing: f.Existing,
 	}
 }
@@ -39,7 +39,7 @@ func flowFromPB(f *Flow) *trace.Flow {
 		Outcome:  trace.Outcome(f.GetOutcome()), Reason: trace.Reason(f.GetReason()), Ended: f.GetEnded(),
 		Established: time.Duration(f.GetEstablished()), Duration: time.Duration(f.GetDuration()),
 		Out: countersFromPB(f.GetOut()), In: countersFromPB(f.GetIn()), Counted: f.GetCounted(),
-		Path: each(f.GetPath(), hopFromPB), Evidence: trace.Evidence(f.GetEvidence()), Missing: f.GetMissing(),
+		Paths: each(f.GetPaths(), pathFromPB), Evidence: trace.Evidence(f.GetEvidence()), Missing: f.GetMissing(),
 		Incomplete: f.GetIncomplete(), Existing: f.GetExisting(),
 	}
 }
@@ -84,20 +84,5 @@ func attemptFromPB(a *Attempt) trace.Attempt {
 	return trace.Attempt{
 		Endpoint: peerFromPB(a.GetEndpoint()), Start: timeFromPB(a.GetStart()), Outcome: a.GetOutcome(),
 		Latency: time.Duration(a.GetLatency()), Retransmits: int(a.GetRetransmits()), ICMP: a.GetIcmp(),
-	}
-}
-
-func hopToPB(h *trace.Hop) *Hop {
-	return &Hop{
-		Hook: h.Hook, Table: h.Table, Chain: h.Chain, Rule: h.Rule, Text: h.Text, Purpose: h.Purpose,
-		Verdict: h.Verdict, Time: timeToPB(h.Time), Device: h.Device, Mark: h.Mark,
-	}
-}
-
-func hopFromPB(h *Hop) trace.Hop {
-	return trace.Hop{
-		Hook: h.GetHook(), Table: h.GetTable(), Chain: h.GetChain(), Rule: h.GetRule(), Text: h.GetText(),
-		Purpose: h.GetPurpose(), Verdict: h.GetVerdict(), Time: timeFromPB(h.GetTime()),
-		Device: h.GetDevice(), Mark: h.GetMark(),
 	}
 }

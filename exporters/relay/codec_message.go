@@ -118,6 +118,7 @@ func requestToPB(r *trace.Request) *Request {
 			MinDuration: int64(r.Filter.MinDuration),
 		},
 		Since: timeToPB(r.Since), Last: int64(r.Last), Interval: int64(r.Interval), Wait: r.Wait,
+		PathPackets: int64(r.Path.Packets),
 	}
 }
 
@@ -132,7 +133,7 @@ func requestFromPB(r *Request) trace.Request {
 			MinDuration: time.Duration(f.GetMinDuration()),
 		},
 		Since: timeFromPB(r.GetSince()), Last: int(r.GetLast()), Interval: time.Duration(r.GetInterval()),
-		Wait: r.GetWait(),
+		Wait: r.GetWait(), Path: trace.PathRequest{Packets: int(r.GetPathPackets())},
 	}
 }
 

@@ -149,7 +149,7 @@ func TestCodecZeroAndUnknown(t *testing.T) {
 func BenchmarkFlowCodec(b *testing.B) {
 	var f trace.Flow
 	fill(&testing.T{}, reflect.ValueOf(&f).Elem(), rand.New(rand.NewPCG(1, 1)))
-	f.Path, f.Attempts = nil, f.Attempts[:1]
+	f.Paths, f.Attempts = nil, f.Attempts[:1]
 	b.ReportAllocs()
 	for b.Loop() {
 		data, _ := proto.Marshal(flowToPB(&f))

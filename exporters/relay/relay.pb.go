@@ -28,12 +28,14 @@ const (
 )
 
 type Request struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filter        *Filter                `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	Since         int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"`
-	Last          int64                  `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
-	Interval      int64                  `protobuf:"varint,4,opt,name=interval,proto3" json:"interval,omitempty"`
-	Wait          bool                   `protobuf:"varint,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Filter   *Filter                `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	Since    int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"`
+	Last     int64                  `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	Interval int64                  `protobuf:"varint,4,opt,name=interval,proto3" json:"interval,omitempty"`
+	Wait     bool                   `protobuf:"varint,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	// Trace the paths of this many packets of each direction; -1 is all.
+	PathPackets   int64 `protobuf:"varint,6,opt,name=path_packets,json=pathPackets,proto3" json:"path_packets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -101,6 +103,13 @@ func (x *Request) GetWait() bool {
 		return x.Wait
 	}
 	return false
+}
+
+func (x *Request) GetPathPackets() int64 {
+	if x != nil {
+		return x.PathPackets
+	}
+	return 0
 }
 
 type FlowsRequest struct {
@@ -1687,6 +1696,130 @@ func (x *Attempt) GetIcmp() string {
 	return ""
 }
 
+type Path struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Predicted     bool                   `protobuf:"varint,1,opt,name=predicted,proto3" json:"predicted,omitempty"`
+	Number        int64                  `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	Packet        string                 `protobuf:"bytes,3,opt,name=packet,proto3" json:"packet,omitempty"`
+	Reply         bool                   `protobuf:"varint,4,opt,name=reply,proto3" json:"reply,omitempty"`
+	Tuple         *Tuple                 `protobuf:"bytes,5,opt,name=tuple,proto3" json:"tuple,omitempty"`
+	Left          *Tuple                 `protobuf:"bytes,6,opt,name=left,proto3" json:"left,omitempty"`
+	Ctid          uint32                 `protobuf:"varint,7,opt,name=ctid,proto3" json:"ctid,omitempty"`
+	Hops          []*Hop                 `protobuf:"bytes,8,rep,name=hops,proto3" json:"hops,omitempty"`
+	Probability   float64                `protobuf:"fixed64,9,opt,name=probability,proto3" json:"probability,omitempty"`
+	Incomplete    bool                   `protobuf:"varint,10,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
+	Note          string                 `protobuf:"bytes,11,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Path) Reset() {
+	*x = Path{}
+	mi := &file_relay_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Path) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Path) ProtoMessage() {}
+
+func (x *Path) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Path.ProtoReflect.Descriptor instead.
+func (*Path) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Path) GetPredicted() bool {
+	if x != nil {
+		return x.Predicted
+	}
+	return false
+}
+
+func (x *Path) GetNumber() int64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Path) GetPacket() string {
+	if x != nil {
+		return x.Packet
+	}
+	return ""
+}
+
+func (x *Path) GetReply() bool {
+	if x != nil {
+		return x.Reply
+	}
+	return false
+}
+
+func (x *Path) GetTuple() *Tuple {
+	if x != nil {
+		return x.Tuple
+	}
+	return nil
+}
+
+func (x *Path) GetLeft() *Tuple {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *Path) GetCtid() uint32 {
+	if x != nil {
+		return x.Ctid
+	}
+	return 0
+}
+
+func (x *Path) GetHops() []*Hop {
+	if x != nil {
+		return x.Hops
+	}
+	return nil
+}
+
+func (x *Path) GetProbability() float64 {
+	if x != nil {
+		return x.Probability
+	}
+	return 0
+}
+
+func (x *Path) GetIncomplete() bool {
+	if x != nil {
+		return x.Incomplete
+	}
+	return false
+}
+
+func (x *Path) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
 type Hop struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hook          string                 `protobuf:"bytes,1,opt,name=hook,proto3" json:"hook,omitempty"`
@@ -1697,15 +1830,24 @@ type Hop struct {
 	Purpose       string                 `protobuf:"bytes,6,opt,name=purpose,proto3" json:"purpose,omitempty"`
 	Verdict       string                 `protobuf:"bytes,7,opt,name=verdict,proto3" json:"verdict,omitempty"`
 	Time          int64                  `protobuf:"varint,8,opt,name=time,proto3" json:"time,omitempty"`
-	Device        string                 `protobuf:"bytes,9,opt,name=device,proto3" json:"device,omitempty"`
 	Mark          uint32                 `protobuf:"varint,10,opt,name=mark,proto3" json:"mark,omitempty"`
+	Kind          string                 `protobuf:"bytes,11,opt,name=kind,proto3" json:"kind,omitempty"`
+	Handle        uint64                 `protobuf:"varint,12,opt,name=handle,proto3" json:"handle,omitempty"`
+	Target        string                 `protobuf:"bytes,13,opt,name=target,proto3" json:"target,omitempty"`
+	Changes       []*Change              `protobuf:"bytes,14,rep,name=changes,proto3" json:"changes,omitempty"`
+	Probability   float64                `protobuf:"fixed64,15,opt,name=probability,proto3" json:"probability,omitempty"`
+	In            string                 `protobuf:"bytes,16,opt,name=in,proto3" json:"in,omitempty"`
+	Out           string                 `protobuf:"bytes,17,opt,name=out,proto3" json:"out,omitempty"`
+	PhysIn        string                 `protobuf:"bytes,18,opt,name=phys_in,json=physIn,proto3" json:"phys_in,omitempty"`
+	PhysOut       string                 `protobuf:"bytes,19,opt,name=phys_out,json=physOut,proto3" json:"phys_out,omitempty"`
+	Source        uint32                 `protobuf:"varint,20,opt,name=source,proto3" json:"source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_relay_proto_msgTypes[21]
+	mi := &file_relay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1717,7 +1859,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[21]
+	mi := &file_relay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1730,7 +1872,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{21}
+	return file_relay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Hop) GetHook() string {
@@ -1789,18 +1931,141 @@ func (x *Hop) GetTime() int64 {
 	return 0
 }
 
-func (x *Hop) GetDevice() string {
-	if x != nil {
-		return x.Device
-	}
-	return ""
-}
-
 func (x *Hop) GetMark() uint32 {
 	if x != nil {
 		return x.Mark
 	}
 	return 0
+}
+
+func (x *Hop) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Hop) GetHandle() uint64 {
+	if x != nil {
+		return x.Handle
+	}
+	return 0
+}
+
+func (x *Hop) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Hop) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *Hop) GetProbability() float64 {
+	if x != nil {
+		return x.Probability
+	}
+	return 0
+}
+
+func (x *Hop) GetIn() string {
+	if x != nil {
+		return x.In
+	}
+	return ""
+}
+
+func (x *Hop) GetOut() string {
+	if x != nil {
+		return x.Out
+	}
+	return ""
+}
+
+func (x *Hop) GetPhysIn() string {
+	if x != nil {
+		return x.PhysIn
+	}
+	return ""
+}
+
+func (x *Hop) GetPhysOut() string {
+	if x != nil {
+		return x.PhysOut
+	}
+	return ""
+}
+
+func (x *Hop) GetSource() uint32 {
+	if x != nil {
+		return x.Source
+	}
+	return 0
+}
+
+type Change struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Field         string                 `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
+	Before        string                 `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`
+	After         string                 `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Change) Reset() {
+	*x = Change{}
+	mi := &file_relay_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Change) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Change) ProtoMessage() {}
+
+func (x *Change) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Change.ProtoReflect.Descriptor instead.
+func (*Change) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Change) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *Change) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *Change) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
 }
 
 type Flow struct {
@@ -1825,18 +2090,18 @@ type Flow struct {
 	Out           *Counters              `protobuf:"bytes,18,opt,name=out,proto3" json:"out,omitempty"`
 	In            *Counters              `protobuf:"bytes,19,opt,name=in,proto3" json:"in,omitempty"`
 	Counted       bool                   `protobuf:"varint,20,opt,name=counted,proto3" json:"counted,omitempty"`
-	Path          []*Hop                 `protobuf:"bytes,21,rep,name=path,proto3" json:"path,omitempty"`
 	Evidence      uint32                 `protobuf:"varint,22,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	Missing       string                 `protobuf:"bytes,23,opt,name=missing,proto3" json:"missing,omitempty"`
 	Incomplete    bool                   `protobuf:"varint,24,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
 	Existing      bool                   `protobuf:"varint,25,opt,name=existing,proto3" json:"existing,omitempty"`
+	Paths         []*Path                `protobuf:"bytes,26,rep,name=paths,proto3" json:"paths,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_relay_proto_msgTypes[22]
+	mi := &file_relay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +2113,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[22]
+	mi := &file_relay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +2126,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{22}
+	return file_relay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Flow) GetId() uint64 {
@@ -2004,13 +2269,6 @@ func (x *Flow) GetCounted() bool {
 	return false
 }
 
-func (x *Flow) GetPath() []*Hop {
-	if x != nil {
-		return x.Path
-	}
-	return nil
-}
-
 func (x *Flow) GetEvidence() uint32 {
 	if x != nil {
 		return x.Evidence
@@ -2039,6 +2297,13 @@ func (x *Flow) GetExisting() bool {
 	return false
 }
 
+func (x *Flow) GetPaths() []*Path {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2047,7 +2312,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_relay_proto_msgTypes[23]
+	mi := &file_relay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2324,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[23]
+	mi := &file_relay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2337,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{23}
+	return file_relay_proto_rawDescGZIP(), []int{25}
 }
 
 type StatusResponse struct {
@@ -2109,7 +2374,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_relay_proto_msgTypes[24]
+	mi := &file_relay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2121,7 +2386,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[24]
+	mi := &file_relay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2134,7 +2399,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{24}
+	return file_relay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -2331,7 +2596,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_relay_proto_msgTypes[25]
+	mi := &file_relay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2343,7 +2608,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[25]
+	mi := &file_relay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2356,7 +2621,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{25}
+	return file_relay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Problem) GetFile() string {
@@ -2398,7 +2663,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_relay_proto_msgTypes[26]
+	mi := &file_relay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2410,7 +2675,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[26]
+	mi := &file_relay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2423,7 +2688,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{26}
+	return file_relay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Skipped) GetNamespace() string {
@@ -2465,7 +2730,7 @@ type SourceStats struct {
 
 func (x *SourceStats) Reset() {
 	*x = SourceStats{}
-	mi := &file_relay_proto_msgTypes[27]
+	mi := &file_relay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2477,7 +2742,7 @@ func (x *SourceStats) String() string {
 func (*SourceStats) ProtoMessage() {}
 
 func (x *SourceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[27]
+	mi := &file_relay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2490,7 +2755,7 @@ func (x *SourceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStats.ProtoReflect.Descriptor instead.
 func (*SourceStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{27}
+	return file_relay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SourceStats) GetSource() uint32 {
@@ -2574,7 +2839,7 @@ type FlowTableStats struct {
 
 func (x *FlowTableStats) Reset() {
 	*x = FlowTableStats{}
-	mi := &file_relay_proto_msgTypes[28]
+	mi := &file_relay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2586,7 +2851,7 @@ func (x *FlowTableStats) String() string {
 func (*FlowTableStats) ProtoMessage() {}
 
 func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[28]
+	mi := &file_relay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2599,7 +2864,7 @@ func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTableStats.ProtoReflect.Descriptor instead.
 func (*FlowTableStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{28}
+	return file_relay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FlowTableStats) GetOpen() int64 {
@@ -2634,7 +2899,7 @@ type RingStats struct {
 
 func (x *RingStats) Reset() {
 	*x = RingStats{}
-	mi := &file_relay_proto_msgTypes[29]
+	mi := &file_relay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2646,7 +2911,7 @@ func (x *RingStats) String() string {
 func (*RingStats) ProtoMessage() {}
 
 func (x *RingStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[29]
+	mi := &file_relay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2659,7 +2924,7 @@ func (x *RingStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingStats.ProtoReflect.Descriptor instead.
 func (*RingStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{29}
+	return file_relay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RingStats) GetSize() int64 {
@@ -2697,7 +2962,7 @@ type HistoryStats struct {
 
 func (x *HistoryStats) Reset() {
 	*x = HistoryStats{}
-	mi := &file_relay_proto_msgTypes[30]
+	mi := &file_relay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +2974,7 @@ func (x *HistoryStats) String() string {
 func (*HistoryStats) ProtoMessage() {}
 
 func (x *HistoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[30]
+	mi := &file_relay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +2987,7 @@ func (x *HistoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryStats.ProtoReflect.Descriptor instead.
 func (*HistoryStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{30}
+	return file_relay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *HistoryStats) GetSince() int64 {
@@ -2778,7 +3043,7 @@ type SysctlChange struct {
 
 func (x *SysctlChange) Reset() {
 	*x = SysctlChange{}
-	mi := &file_relay_proto_msgTypes[31]
+	mi := &file_relay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2790,7 +3055,7 @@ func (x *SysctlChange) String() string {
 func (*SysctlChange) ProtoMessage() {}
 
 func (x *SysctlChange) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[31]
+	mi := &file_relay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2803,7 +3068,7 @@ func (x *SysctlChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysctlChange.ProtoReflect.Descriptor instead.
 func (*SysctlChange) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{31}
+	return file_relay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SysctlChange) GetName() string {
@@ -2832,13 +3097,14 @@ var File_relay_proto protoreflect.FileDescriptor
 const file_relay_proto_rawDesc = "" +
 	"\n" +
 	"\vrelay.proto\x12\n" +
-	"kptrace.v1\"\x8f\x01\n" +
+	"kptrace.v1\"\xb2\x01\n" +
 	"\aRequest\x12*\n" +
 	"\x06filter\x18\x01 \x01(\v2\x12.kptrace.v1.FilterR\x06filter\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\x03R\x05since\x12\x12\n" +
 	"\x04last\x18\x03 \x01(\x03R\x04last\x12\x1a\n" +
 	"\binterval\x18\x04 \x01(\x03R\binterval\x12\x12\n" +
-	"\x04wait\x18\x05 \x01(\bR\x04wait\"k\n" +
+	"\x04wait\x18\x05 \x01(\bR\x04wait\x12!\n" +
+	"\fpath_packets\x18\x06 \x01(\x03R\vpathPackets\"k\n" +
 	"\fFlowsRequest\x12-\n" +
 	"\arequest\x18\x01 \x01(\v2\x13.kptrace.v1.RequestR\arequest\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\x04R\x03ids\x12\x1a\n" +
@@ -2970,7 +3236,22 @@ const file_relay_proto_rawDesc = "" +
 	"\aoutcome\x18\x03 \x01(\tR\aoutcome\x12\x18\n" +
 	"\alatency\x18\x04 \x01(\x03R\alatency\x12 \n" +
 	"\vretransmits\x18\x05 \x01(\x03R\vretransmits\x12\x12\n" +
-	"\x04icmp\x18\x06 \x01(\tR\x04icmp\"\xe1\x01\n" +
+	"\x04icmp\x18\x06 \x01(\tR\x04icmp\"\xc9\x02\n" +
+	"\x04Path\x12\x1c\n" +
+	"\tpredicted\x18\x01 \x01(\bR\tpredicted\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x03R\x06number\x12\x16\n" +
+	"\x06packet\x18\x03 \x01(\tR\x06packet\x12\x14\n" +
+	"\x05reply\x18\x04 \x01(\bR\x05reply\x12'\n" +
+	"\x05tuple\x18\x05 \x01(\v2\x11.kptrace.v1.TupleR\x05tuple\x12%\n" +
+	"\x04left\x18\x06 \x01(\v2\x11.kptrace.v1.TupleR\x04left\x12\x12\n" +
+	"\x04ctid\x18\a \x01(\rR\x04ctid\x12#\n" +
+	"\x04hops\x18\b \x03(\v2\x0f.kptrace.v1.HopR\x04hops\x12 \n" +
+	"\vprobability\x18\t \x01(\x01R\vprobability\x12\x1e\n" +
+	"\n" +
+	"incomplete\x18\n" +
+	" \x01(\bR\n" +
+	"incomplete\x12\x12\n" +
+	"\x04note\x18\v \x01(\tR\x04note\"\xd1\x03\n" +
 	"\x03Hop\x12\x12\n" +
 	"\x04hook\x18\x01 \x01(\tR\x04hook\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\tR\x05table\x12\x14\n" +
@@ -2979,10 +3260,24 @@ const file_relay_proto_rawDesc = "" +
 	"\x04text\x18\x05 \x01(\tR\x04text\x12\x18\n" +
 	"\apurpose\x18\x06 \x01(\tR\apurpose\x12\x18\n" +
 	"\averdict\x18\a \x01(\tR\averdict\x12\x12\n" +
-	"\x04time\x18\b \x01(\x03R\x04time\x12\x16\n" +
-	"\x06device\x18\t \x01(\tR\x06device\x12\x12\n" +
+	"\x04time\x18\b \x01(\x03R\x04time\x12\x12\n" +
 	"\x04mark\x18\n" +
-	" \x01(\rR\x04mark\"\xb2\x06\n" +
+	" \x01(\rR\x04mark\x12\x12\n" +
+	"\x04kind\x18\v \x01(\tR\x04kind\x12\x16\n" +
+	"\x06handle\x18\f \x01(\x04R\x06handle\x12\x16\n" +
+	"\x06target\x18\r \x01(\tR\x06target\x12,\n" +
+	"\achanges\x18\x0e \x03(\v2\x12.kptrace.v1.ChangeR\achanges\x12 \n" +
+	"\vprobability\x18\x0f \x01(\x01R\vprobability\x12\x0e\n" +
+	"\x02in\x18\x10 \x01(\tR\x02in\x12\x10\n" +
+	"\x03out\x18\x11 \x01(\tR\x03out\x12\x17\n" +
+	"\aphys_in\x18\x12 \x01(\tR\x06physIn\x12\x19\n" +
+	"\bphys_out\x18\x13 \x01(\tR\aphysOut\x12\x16\n" +
+	"\x06source\x18\x14 \x01(\rR\x06sourceJ\x04\b\t\x10\n" +
+	"\"L\n" +
+	"\x06Change\x12\x14\n" +
+	"\x05field\x18\x01 \x01(\tR\x05field\x12\x16\n" +
+	"\x06before\x18\x02 \x01(\tR\x06before\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\tR\x05after\"\xbb\x06\n" +
 	"\x04Flow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\rR\brevision\x12\x14\n" +
@@ -3004,14 +3299,14 @@ const file_relay_proto_rawDesc = "" +
 	"\bduration\x18\x11 \x01(\x03R\bduration\x12&\n" +
 	"\x03out\x18\x12 \x01(\v2\x14.kptrace.v1.CountersR\x03out\x12$\n" +
 	"\x02in\x18\x13 \x01(\v2\x14.kptrace.v1.CountersR\x02in\x12\x18\n" +
-	"\acounted\x18\x14 \x01(\bR\acounted\x12#\n" +
-	"\x04path\x18\x15 \x03(\v2\x0f.kptrace.v1.HopR\x04path\x12\x1a\n" +
+	"\acounted\x18\x14 \x01(\bR\acounted\x12\x1a\n" +
 	"\bevidence\x18\x16 \x01(\rR\bevidence\x12\x18\n" +
 	"\amissing\x18\x17 \x01(\tR\amissing\x12\x1e\n" +
 	"\n" +
 	"incomplete\x18\x18 \x01(\bR\n" +
 	"incomplete\x12\x1a\n" +
-	"\bexisting\x18\x19 \x01(\bR\bexisting\"\x0f\n" +
+	"\bexisting\x18\x19 \x01(\bR\bexisting\x12&\n" +
+	"\x05paths\x18\x1a \x03(\v2\x10.kptrace.v1.PathR\x05pathsJ\x04\b\x15\x10\x16\"\x0f\n" +
 	"\rStatusRequest\"\x83\a\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
@@ -3100,7 +3395,7 @@ func file_relay_proto_rawDescGZIP() []byte {
 	return file_relay_proto_rawDescData
 }
 
-var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_relay_proto_goTypes = []any{
 	(*Request)(nil),        // 0: kptrace.v1.Request
 	(*FlowsRequest)(nil),   // 1: kptrace.v1.FlowsRequest
@@ -3123,17 +3418,19 @@ var file_relay_proto_goTypes = []any{
 	(*Excluded)(nil),       // 18: kptrace.v1.Excluded
 	(*Decision)(nil),       // 19: kptrace.v1.Decision
 	(*Attempt)(nil),        // 20: kptrace.v1.Attempt
-	(*Hop)(nil),            // 21: kptrace.v1.Hop
-	(*Flow)(nil),           // 22: kptrace.v1.Flow
-	(*StatusRequest)(nil),  // 23: kptrace.v1.StatusRequest
-	(*StatusResponse)(nil), // 24: kptrace.v1.StatusResponse
-	(*Problem)(nil),        // 25: kptrace.v1.Problem
-	(*Skipped)(nil),        // 26: kptrace.v1.Skipped
-	(*SourceStats)(nil),    // 27: kptrace.v1.SourceStats
-	(*FlowTableStats)(nil), // 28: kptrace.v1.FlowTableStats
-	(*RingStats)(nil),      // 29: kptrace.v1.RingStats
-	(*HistoryStats)(nil),   // 30: kptrace.v1.HistoryStats
-	(*SysctlChange)(nil),   // 31: kptrace.v1.SysctlChange
+	(*Path)(nil),           // 21: kptrace.v1.Path
+	(*Hop)(nil),            // 22: kptrace.v1.Hop
+	(*Change)(nil),         // 23: kptrace.v1.Change
+	(*Flow)(nil),           // 24: kptrace.v1.Flow
+	(*StatusRequest)(nil),  // 25: kptrace.v1.StatusRequest
+	(*StatusResponse)(nil), // 26: kptrace.v1.StatusResponse
+	(*Problem)(nil),        // 27: kptrace.v1.Problem
+	(*Skipped)(nil),        // 28: kptrace.v1.Skipped
+	(*SourceStats)(nil),    // 29: kptrace.v1.SourceStats
+	(*FlowTableStats)(nil), // 30: kptrace.v1.FlowTableStats
+	(*RingStats)(nil),      // 31: kptrace.v1.RingStats
+	(*HistoryStats)(nil),   // 32: kptrace.v1.HistoryStats
+	(*SysctlChange)(nil),   // 33: kptrace.v1.SysctlChange
 }
 var file_relay_proto_depIdxs = []int32{
 	2,  // 0: kptrace.v1.Request.filter:type_name -> kptrace.v1.Filter
@@ -3145,14 +3442,14 @@ var file_relay_proto_depIdxs = []int32{
 	4,  // 6: kptrace.v1.Selector.port:type_name -> kptrace.v1.Port
 	6,  // 7: kptrace.v1.Batch.messages:type_name -> kptrace.v1.Message
 	7,  // 8: kptrace.v1.Message.header:type_name -> kptrace.v1.Header
-	22, // 9: kptrace.v1.Message.flow:type_name -> kptrace.v1.Flow
+	24, // 9: kptrace.v1.Message.flow:type_name -> kptrace.v1.Flow
 	11, // 10: kptrace.v1.Message.loss:type_name -> kptrace.v1.Loss
 	9,  // 11: kptrace.v1.Message.idle:type_name -> kptrace.v1.Idle
 	10, // 12: kptrace.v1.Message.end:type_name -> kptrace.v1.End
 	8,  // 13: kptrace.v1.Header.services:type_name -> kptrace.v1.ServiceInfo
 	12, // 14: kptrace.v1.ServiceInfo.name:type_name -> kptrace.v1.PortName
 	8,  // 15: kptrace.v1.Idle.services:type_name -> kptrace.v1.ServiceInfo
-	27, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
+	29, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
 	11, // 17: kptrace.v1.End.losses:type_name -> kptrace.v1.Loss
 	13, // 18: kptrace.v1.Tuple.src:type_name -> kptrace.v1.AddrPort
 	13, // 19: kptrace.v1.Tuple.dst:type_name -> kptrace.v1.AddrPort
@@ -3162,35 +3459,39 @@ var file_relay_proto_depIdxs = []int32{
 	18, // 23: kptrace.v1.Decision.excluded:type_name -> kptrace.v1.Excluded
 	13, // 24: kptrace.v1.Decision.source_seen:type_name -> kptrace.v1.AddrPort
 	16, // 25: kptrace.v1.Attempt.endpoint:type_name -> kptrace.v1.Peer
-	14, // 26: kptrace.v1.Flow.tuple:type_name -> kptrace.v1.Tuple
-	14, // 27: kptrace.v1.Flow.reply:type_name -> kptrace.v1.Tuple
-	16, // 28: kptrace.v1.Flow.client:type_name -> kptrace.v1.Peer
-	17, // 29: kptrace.v1.Flow.service:type_name -> kptrace.v1.ServiceRef
-	16, // 30: kptrace.v1.Flow.backend:type_name -> kptrace.v1.Peer
-	19, // 31: kptrace.v1.Flow.decision:type_name -> kptrace.v1.Decision
-	20, // 32: kptrace.v1.Flow.attempts:type_name -> kptrace.v1.Attempt
-	15, // 33: kptrace.v1.Flow.out:type_name -> kptrace.v1.Counters
-	15, // 34: kptrace.v1.Flow.in:type_name -> kptrace.v1.Counters
-	21, // 35: kptrace.v1.Flow.path:type_name -> kptrace.v1.Hop
-	25, // 36: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
-	26, // 37: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
-	27, // 38: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
-	28, // 39: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
-	29, // 40: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
-	30, // 41: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
-	11, // 42: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
-	31, // 43: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
-	0,  // 44: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
-	1,  // 45: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
-	23, // 46: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
-	5,  // 47: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
-	5,  // 48: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
-	24, // 49: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
-	47, // [47:50] is the sub-list for method output_type
-	44, // [44:47] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	14, // 26: kptrace.v1.Path.tuple:type_name -> kptrace.v1.Tuple
+	14, // 27: kptrace.v1.Path.left:type_name -> kptrace.v1.Tuple
+	22, // 28: kptrace.v1.Path.hops:type_name -> kptrace.v1.Hop
+	23, // 29: kptrace.v1.Hop.changes:type_name -> kptrace.v1.Change
+	14, // 30: kptrace.v1.Flow.tuple:type_name -> kptrace.v1.Tuple
+	14, // 31: kptrace.v1.Flow.reply:type_name -> kptrace.v1.Tuple
+	16, // 32: kptrace.v1.Flow.client:type_name -> kptrace.v1.Peer
+	17, // 33: kptrace.v1.Flow.service:type_name -> kptrace.v1.ServiceRef
+	16, // 34: kptrace.v1.Flow.backend:type_name -> kptrace.v1.Peer
+	19, // 35: kptrace.v1.Flow.decision:type_name -> kptrace.v1.Decision
+	20, // 36: kptrace.v1.Flow.attempts:type_name -> kptrace.v1.Attempt
+	15, // 37: kptrace.v1.Flow.out:type_name -> kptrace.v1.Counters
+	15, // 38: kptrace.v1.Flow.in:type_name -> kptrace.v1.Counters
+	21, // 39: kptrace.v1.Flow.paths:type_name -> kptrace.v1.Path
+	27, // 40: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
+	28, // 41: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
+	29, // 42: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
+	30, // 43: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
+	31, // 44: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
+	32, // 45: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
+	11, // 46: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
+	33, // 47: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
+	0,  // 48: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
+	1,  // 49: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
+	25, // 50: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
+	5,  // 51: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
+	5,  // 52: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
+	26, // 53: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
+	51, // [51:54] is the sub-list for method output_type
+	48, // [48:51] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_relay_proto_init() }
@@ -3211,7 +3512,7 @@ func file_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_relay_proto_rawDesc), len(file_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

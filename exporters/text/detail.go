@@ -74,13 +74,11 @@ func Detail(w io.Writer, f *trace.Flow, now time.Time, loc *time.Location) error
 	if f.Existing {
 		line("", "older than kptrace: how its endpoint was chosen was not seen")
 	}
-	for i := range f.Path {
-		h := &f.Path[i]
-		name := ""
-		if i == 0 {
-			name = "path"
+	if len(f.Paths) > 0 {
+		line("path", "%s", "")
+		for i := range f.Paths {
+			b.WriteString(Tree(&f.Paths[i]))
 		}
-		line(name, "%s %s %s %d: %s [%s] %s", h.Hook, h.Table, h.Chain, h.Rule, h.Purpose, h.Verdict, h.Text)
 	}
 	_, err := io.WriteString(w, strings.ReplaceAll(b.String(), "\n\n\n", "\n\n"))
 	return err

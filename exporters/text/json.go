@@ -35,9 +35,12 @@ type FlowJSON struct {
 	BytesIn       *uint64       `json:"bytesIn"`
 	PacketsOut    *uint64       `json:"packetsOut"`
 	PacketsIn     *uint64       `json:"packetsIn"`
-	Path          []HopJSON     `json:"path,omitempty"`
-	Evidence      []string      `json:"evidence"`
-	Incomplete    bool          `json:"incomplete"`
+	// Path holds the hops of all packets whose path is known, Packets says
+	// which packets these are.
+	Path       []HopJSON    `json:"path,omitempty"`
+	Packets    []PacketJSON `json:"packets,omitempty"`
+	Evidence   []string     `json:"evidence"`
+	Incomplete bool         `json:"incomplete"`
 
 	Revision uint32 `json:"revision"`
 	Ended    bool   `json:"ended"`
@@ -103,20 +106,6 @@ type AttemptJSON struct {
 	LatencyMs   *Millis    `json:"latencyMs"`
 	Retransmits int        `json:"retransmits"`
 	ICMP        string     `json:"icmp,omitempty"`
-}
-
-// HopJSON is one thing a packet met.
-type HopJSON struct {
-	Hook    string     `json:"hook"`
-	Table   string     `json:"table"`
-	Chain   string     `json:"chain"`
-	Rule    uint64     `json:"rule"`
-	Text    string     `json:"text"`
-	Purpose string     `json:"purpose"`
-	Verdict string     `json:"verdict"`
-	Time    *time.Time `json:"time,omitempty"`
-	Device  string     `json:"device,omitempty"`
-	Mark    uint32     `json:"mark,omitempty"`
 }
 
 // Millis is a duration in milliseconds, printed with at most three decimals.
@@ -193,11 +182,10 @@ func ToJSON(f *trace.Flow) FlowJSON {
 			LatencyMs: millis(a.Latency), Retransmits: a.Retransmits, ICMP: a.ICMP,
 		})
 	}
-	for _, h := range f.Path {
-		out.Path = append(out.Path, HopJSON{
-			Hook: h.Hook, Table: h.Table, Chain: h.Chain, Rule: h.Rule, Text: h.Text, Purpose: h.Purpose,
-			Verdict: h.Verdict, Time: when(h.Time), Device: h.Device, Mark: h.Mark,
-		})
+	for i := range f.Paths {
+		p := &f.Paths[i]
+		out.Packets = append(out.Packets, packetJSON(p))
+		out.Path = append(out.Path, hopsJSON(p)...)
 	}
 	return out
 }

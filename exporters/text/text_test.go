@@ -78,7 +78,17 @@ func TestJSON(t *testing.T) {
 // TestJSONSchema holds one full flow against the names that are API.
 func TestJSONSchema(t *testing.T) {
 	f := base(1)
-	f.Path = []trace.Hop{{Hook: "prerouting", Table: "nat", Chain: "KUBE-SERVICES", Rule: 3, Text: "-j X", Purpose: "p", Verdict: "jump"}}
+	f.Paths = []trace.Path{{
+		Number: 1, Packet: "SYN", Tuple: f.Tuple, Hops: []trace.Hop{
+			{Kind: trace.HopWire, Hook: "in", In: "eth0", Time: f.Start, Source: trace.Wire},
+			{
+				Kind: trace.HopRule, Hook: "prerouting", Table: "nat", Chain: "KUBE-SVC-X", Rule: 3, Handle: 17, Text: "-j KUBE-SEP-Y",
+				Purpose: "pick 1 of 3, p = 0.333", Verdict: "jump", Target: "KUBE-SEP-Y", Probability: 1. / 3,
+				In: "cbr0", PhysIn: "veth1", Mark: 0x4000, Source: trace.NFTrace,
+				Changes: []trace.Change{{Field: "dst", Before: "10.96.0.10:80", After: "10.1.0.2:8080"}},
+			},
+		},
+	}}
 	f.Decision.AffinityTimeout, f.Decision.Affinity = 3*time.Hour, trace.AffinityHit
 	data, err := json.MarshalIndent(ToJSON(f), "", " ")
 	if err != nil {
