@@ -64,6 +64,9 @@ type Config struct {
 	// StateDir keeps the lock and what sysctls were; the socket's folder if
 	// empty.
 	StateDir string
+	// Events takes what is to be found at Kubernetes objects. It must not wait.
+	// Nil means there is no API server to write to.
+	Events func(proxy.ObjectEvent)
 	// Undo is asked at the end: remove rules and set sysctls back? Nil means
 	// no.
 	Undo func() bool

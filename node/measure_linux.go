@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"time"
@@ -36,7 +37,7 @@ func (n *node) measure() {
 		Timeout: 2 * n.cfg.SyncPeriod, Families: families,
 	}
 	n.ports = health.NewServers(health.ServersConfig{
-		Healthy: n.health.Healthy, Addrs: n.healthAddrs(), Logger: n.cfg.Logger,
+		Healthy: n.health.Healthy, Addrs: n.healthAddrs(), Logger: n.cfg.Logger, Failed: n.teller.healthPort,
 	})
 	reconciled := n.cfg.Reconciled
 	n.cfg.Reconciled = func(r conntrack.Reconciled) {
@@ -78,6 +79,10 @@ func (n *node) healthAddrs() []string {
 // rules that lead to what they promise.
 func (n *node) observe(v *proxy.View, r proxy.Report) {
 	n.metrics.Observe(v, r)
+	n.teller.problems(fromProgram, v.Program.Problems())
+	if v.Err == nil || len(r.Refusals) > 0 {
+		n.teller.problems(fromKernel, r.Refusals)
+	}
 	if v.Err == nil || r.Partial {
 		n.ports.Set(v.Snapshot)
 	}
@@ -95,15 +100,24 @@ func (n *node) serve(ctx context.Context, g *errgroup.Group) {
 	c := n.cfg.HTTP
 	if c.Healthz != "" {
 		g.Go(func() error {
-			return serveHTTP(ctx, n.cfg.Logger, "healthz", c.Healthz, c.HardFail, bindAgain, n.health.Mux(n.metrics.Healthz, n.metrics.Livez))
+			return n.serveHTTP(ctx, whatHealthz, c.Healthz, n.health.Mux(n.metrics.Healthz, n.metrics.Livez))
 		})
 	}
 	if c.Metrics != "" {
 		mux := metricsMux(c, string(n.cfg.Backend.Mode()), n.metrics.Handler())
 		g.Go(func() error {
-			return serveHTTP(ctx, n.cfg.Logger, "metrics", c.Metrics, c.HardFail, bindAgain, mux)
+			return n.serveHTTP(ctx, whatMetrics, c.Metrics, mux)
 		})
 	}
+}
+
+// serveHTTP answers at addr until ctx ends.
+func (n *node) serveHTTP(ctx context.Context, what, addr string, h http.Handler) error {
+	s := server{
+		what: what, addr: addr, handler: h, logger: n.cfg.Logger, hardFail: n.cfg.HTTP.HardFail, again: bindAgain,
+		failed: func(err error) { n.teller.notServing(what, err) },
+	}
+	return s.run(ctx)
 }
 
 // bindAgain is the wait before an address that could not be bound is tried

@@ -41,6 +41,7 @@ type node struct {
 	variant string
 	reason  string
 
+	teller  *teller
 	metrics *prom.Exporter
 	health  *health.Source
 	ports   *health.Servers
@@ -61,7 +62,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer own.release()
-	n := &node{cfg: cfg, owner: own, started: time.Now()}
+	n := &node{cfg: cfg, owner: own, started: time.Now(), teller: newTeller(&cfg)}
 	if err := n.preflight(ctx); err != nil {
 		return err
 	}
@@ -72,6 +73,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Trace {
 		n.tracer = newTracer(cfg, n.syncer.Views)
 	}
+	n.teller.started(&n.cfg)
 	err = n.run(ctx)
 	if cfg.Undo != nil && cfg.Undo() {
 		err = errors.Join(err, n.undo(ctx))
@@ -161,32 +163,14 @@ func (n *node) run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error {
-		known := map[string]bool{}
 		return n.cfg.State(ctx, func(s *proxy.Snapshot) {
-			known = n.sayNew(s.Problems, known)
+			n.teller.problems(fromState, s.Problems)
 			n.metrics.Asked(s)
 			n.syncer.Set(s)
 		})
 	})
 	n.serve(ctx, g)
 	return g.Wait()
-}
-
-// sayNew logs the problems that were not there before, and mended ones.
-func (n *node) sayNew(problems []proxy.Problem, known map[string]bool) map[string]bool {
-	now := make(map[string]bool, len(problems))
-	for _, p := range problems {
-		text := p.Error()
-		if now[text] = true; !known[text] {
-			n.cfg.Logger.Error("problem: " + text)
-		}
-	}
-	for text := range known {
-		if !now[text] {
-			n.cfg.Logger.Info("mended: " + text)
-		}
-	}
-	return now
 }
 
 // answer serves questions until ctx ends. Services do not depend on it: what

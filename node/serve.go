@@ -53,38 +53,55 @@ func metricsMux(cfg HTTPConfig, mode string, metrics http.Handler) *http.ServeMu
 	return mux
 }
 
-// serveHTTP answers at addr until ctx ends. Without hardFail it never fails: what
-// goes wrong is said and tried again.
-func serveHTTP(ctx context.Context, logger *slog.Logger, what, addr string, hardFail bool, again time.Duration, h http.Handler) error {
+// server answers HTTP at one address.
+type server struct {
+	what, addr string
+	handler    http.Handler
+	logger     *slog.Logger
+	// hardFail makes run fail where the address cannot be had. Else that is
+	// said, failed is told when it begins, and it is tried again.
+	hardFail bool
+	again    time.Duration
+	failed   func(error)
+}
+
+// run answers until ctx ends.
+func (s *server) run(ctx context.Context) error {
+	down := false
 	for {
-		err := serveOnce(ctx, logger, what, addr, h)
+		served, err := s.once(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		err = fmt.Errorf("node: serving %s on %s: %w", what, addr, err)
-		if hardFail {
+		err = fmt.Errorf("node: serving %s on %s: %w", s.what, s.addr, err)
+		if s.hardFail {
 			return err
 		}
-		logger.Error("cannot serve; Services are not affected; trying again", "in", again, "err", err)
+		if s.failed != nil && (!down || served) {
+			s.failed(err)
+		}
+		down = true
+		s.logger.Error("cannot serve; Services are not affected; trying again", "in", s.again, "err", err)
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(again):
+		case <-time.After(s.again):
 		}
 	}
 }
 
-func serveOnce(ctx context.Context, logger *slog.Logger, what, addr string, h http.Handler) error {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+// once answers until something goes wrong, and reports whether it came to that.
+func (s *server) once(ctx context.Context) (served bool, err error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.addr)
 	if err != nil {
-		return err
+		return false, err
 	}
-	logger.Info("serving "+what, "address", l.Addr().String())
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute}
+	s.logger.Info("serving "+s.what, "address", l.Addr().String())
+	srv := &http.Server{Handler: s.handler, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
+		return true, err
 	}
-	return nil
+	return true, nil
 }

@@ -47,12 +47,15 @@ func TestServeHTTP(t *testing.T) {
 	addr := busy.Addr().String()
 	logger := slog.New(slog.DiscardHandler)
 	h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "here") })
-	if err := serveHTTP(context.Background(), logger, "metrics", addr, true, time.Second, h); err == nil {
+	failures := 0
+	s := server{what: "metrics", addr: addr, handler: h, logger: logger, hardFail: true, failed: func(error) { failures++ }}
+	if err := s.run(context.Background()); err == nil {
 		t.Error("no error for a port that is taken")
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- serveHTTP(ctx, logger, "metrics", addr, false, 20*time.Millisecond, h) }()
+	s.hardFail, s.again = false, 20*time.Millisecond
+	go func() { done <- s.run(ctx) }()
 	time.Sleep(50 * time.Millisecond)
 	busy.Close()
 	got := ""
@@ -69,5 +72,8 @@ func TestServeHTTP(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+	if failures != 1 {
+		t.Errorf("told of %d failures, want one for the time it was taken", failures)
 	}
 }

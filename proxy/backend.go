@@ -84,7 +84,9 @@ type Report struct {
 	// they are no more than half of all.
 	Refused int
 	Partial bool
-	Took    time.Duration
+	// Refusals names the Services that the kernel does not take, and says why.
+	Refusals []Problem
+	Took     time.Duration
 }
 
 // Table names a table of rules.

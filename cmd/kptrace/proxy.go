@@ -176,6 +176,10 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	nodeCfg.Backend, nodeCfg.State, nodeCfg.StateFrom, nodeCfg.StateNotes = backend, state.run, state.from, state.notes
 	nodeCfg.Undo = func() bool { return f.undo == "always" || f.undo == "auto" && interrupted.Load() }
 	g, ctx := errgroup.WithContext(ctx)
+	if state.events != nil {
+		nodeCfg.Events = state.events.Record
+		g.Go(func() error { return state.events.Run(ctx) })
+	}
 	g.Go(func() error {
 		defer cancel()
 		return node.Run(ctx, nodeCfg)

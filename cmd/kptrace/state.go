@@ -7,6 +7,9 @@ import (
 	"os"
 	"strings"
 
+	eventsv1 "k8s.io/client-go/kubernetes/typed/events/v1"
+
+	"github.com/kptrace/kptrace/kube/events"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/kube/apiserver"
 	"github.com/kptrace/kptrace/proxy/kube/manifests"
@@ -35,6 +38,8 @@ type state struct {
 	run   func(ctx context.Context, emit func(*proxy.Snapshot)) error
 	load  func(context.Context) (*proxy.Snapshot, error)
 	notes func() []string
+	// events writes Kubernetes Events; nil without an API server.
+	events *events.Recorder
 }
 
 // openState finds where state comes from: the folder if one is given, else the
@@ -58,5 +63,25 @@ func openState(folder string, cfg apiserver.Config) (*state, error) {
 	if err != nil {
 		return nil, usageErr(err)
 	}
-	return &state{from: w.Source(), run: w.Run, load: w.Load, notes: w.Notes}, nil
+	rec, err := newRecorder(cfg, w)
+	if err != nil {
+		return nil, usageErr(err)
+	}
+	return &state{from: w.Source(), run: w.Run, load: w.Load, notes: w.Notes, events: rec}, nil
+}
+
+// newRecorder makes the writer of Events, with a client of its own: they are
+// not to use up the requests of what Services need.
+func newRecorder(cfg apiserver.Config, w *apiserver.Watcher) (*events.Recorder, error) {
+	rest, err := cfg.RESTConfig()
+	if err != nil {
+		return nil, err
+	}
+	client, err := eventsv1.NewForConfig(rest)
+	if err != nil {
+		return nil, fmt.Errorf("reading how to reach the API server: %w", err)
+	}
+	return events.New(events.Config{
+		Client: client, Controller: "kube-proxy", Instance: cfg.NodeName, UID: w.UID, Logger: cfg.Logger,
+	}), nil
 }

@@ -25,6 +25,9 @@ type ServersConfig struct {
 	// Retry is the wait before ports that could not be bound are tried
 	// again: 5 s if zero.
 	Retry time.Duration
+	// Failed is told of each port that could not be opened, once for each
+	// cause. It must not wait. Nil means nobody looks.
+	Failed func(proxy.Problem)
 	// Listen opens a port; nil means a TCP listener of this process.
 	Listen func(ctx context.Context, addr string) (net.Listener, error)
 	Logger *slog.Logger
@@ -156,6 +159,9 @@ func (s *Servers) bring(ctx context.Context, open map[string]*serving, running *
 	for i := range problems {
 		if !slices.Contains(s.problems, problems[i]) {
 			s.cfg.Logger.Error("problem: " + problems[i].Error())
+			if s.cfg.Failed != nil {
+				s.cfg.Failed(problems[i])
+			}
 		}
 	}
 	s.problems = problems

@@ -99,12 +99,24 @@ func (b *Backend) commit(ctx context.Context, changes []Change, rep *proxy.Repor
 		// Others are the owners of rules that all need.
 		rep.Partial = rep.Partial && strings.HasPrefix(failed[i].Owner, "Service ")
 		errs = append(errs, fmt.Errorf("proxy/iptables: %s is not programmed: %w", failed[i].Owner, &failed[i]))
+		rep.Refusals = append(rep.Refusals, refusal(&failed[i]))
 	}
 	if err != nil {
 		errs = append(errs, fmt.Errorf("proxy/iptables: applying: %w", err))
 	}
 	rep.Refused = len(refused)
 	return errors.Join(errs...)
+}
+
+// refusal says of a Service or of fixed rules that the kernel does not take them.
+func refusal(e *xtables.UnitError) proxy.Problem {
+	p := proxy.Problem{Object: e.Owner, Message: "the kernel does not take its rules, others are programmed: " + e.Error()}
+	// "Service shop/foo:http TCP": the port is said in the message.
+	if words := strings.Fields(e.Owner); len(words) == 3 && words[0] == "Service" {
+		name, _, _ := strings.Cut(words[1], ":")
+		p.Object = "Service " + name
+	}
+	return p
 }
 
 func (b *Backend) run(ctx context.Context, plan xtables.Plan, rep *proxy.Report) ([]xtables.UnitError, error) {

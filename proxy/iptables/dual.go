@@ -177,6 +177,7 @@ func (d *Dual) Apply(ctx context.Context, prog proxy.Program) (proxy.Report, err
 	rep.Took += more.Took
 	rep.Refused += more.Refused
 	rep.Partial = rep.Partial && more.Partial
+	rep.Refusals = append(rep.Refusals, more.Refusals...)
 	if rep.Tables == nil {
 		rep.Tables = more.Tables
 	} else {

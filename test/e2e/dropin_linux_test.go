@@ -33,6 +33,13 @@ import (
 // until the test ends. It is the binary that `make build` made.
 func startKptrace(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, flags ...string) *exec.Process {
 	t.Helper()
+	p, _ := runKptrace(t, c, ns, fl, flags...)
+	return p
+}
+
+// runKptrace is startKptrace that also returns what the process says.
+func runKptrace(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, flags ...string) (*exec.Process, *log) {
+	t.Helper()
 	binary, err := filepath.Abs("../../bin/kptrace")
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +57,7 @@ func startKptrace(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, fl
 		}
 		end(t, p)
 	})
-	return p
+	return p, out
 }
 
 // await waits until upstream kube-proxy has begun to serve a Service port.

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/kptrace/kptrace/proxy"
@@ -88,6 +89,30 @@ func (w *Watcher) Notes() []string {
 		}
 	}
 	return notes
+}
+
+// UID returns the UID of a Service, EndpointSlice or Pod that the Watcher knows,
+// empty for all others. It may be called at any time.
+func (w *Watcher) UID(o proxy.ObjectRef) types.UID {
+	key := o.Namespace + "/" + o.Name
+	s := w.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch o.Kind {
+	case "Service":
+		if x := s.services[key]; x != nil {
+			return x.UID
+		}
+	case "EndpointSlice":
+		if x := s.slices[key]; x != nil {
+			return x.UID
+		}
+	case "Pod":
+		if x := s.pods.records[key]; x != nil {
+			return x.uid
+		}
+	}
+	return ""
 }
 
 // Load returns one Snapshot of the cluster as it is now. It is called once, and

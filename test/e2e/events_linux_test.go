@@ -1,0 +1,114 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/kptrace/kptrace/internal/controlplane"
+	"github.com/kptrace/kptrace/internal/xtables"
+)
+
+// TestEvents has kptrace, with the rights of a kube-proxy, say by Kubernetes
+// Events that it starts, that it fell back, and what is wrong with a Service; a
+// second one does not say the last again. Without the right it says so once and
+// does all else.
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	c := start(t, controlplane.Config{RBAC: true})
+	o := &objects{}
+	o.add("first", "http:80", "a", externalIPs(1))
+	o.add("second", "http:80", "a", externalIPs(1))
+	o.create(t, c.client)
+	first := newNode(t, c)
+	_, out := runKptrace(t, c, first, xtables.NFT)
+	eventually(t, "Events", func() error {
+		var starting bool
+		for _, e := range events(t, c) {
+			starting = starting || e.Reason == "Starting" && e.Action == "StartKubeProxy" && e.Type == "Normal" &&
+				e.Regarding.Kind == "Node" && e.Regarding.Name == nodeName && e.ReportingInstance == "kube-proxy-"+nodeName
+		}
+		if bad := badService(t, c); !starting || len(bad) == 0 {
+			return fmt.Errorf("starting %v, bad Services %v\n%s", starting, bad, out)
+		}
+		return nil
+	})
+	second := service(t, c, "second")
+	before := badService(t, c)
+	for _, e := range before {
+		if e.Regarding.Name != "second" || e.Regarding.UID != second.UID || e.Type != "Warning" || !strings.HasPrefix(e.Note, "spec.externalIPs: ") {
+			t.Errorf("Event of a bad Service: %+v", e)
+		}
+	}
+	if len(before) != 2 { // one for each of its IPv4 addresses
+		t.Errorf("%d Events of bad Services, want 2: %v", len(before), before)
+	}
+	_, out = runKptrace(t, c, newNode(t, c), xtables.NFT, "--hostname-override=node2")
+	eventually(t, "Events of a second node", func() error {
+		if !slices.ContainsFunc(events(t, c), func(e eventsv1.Event) bool { return e.Regarding.Name == "node2" }) {
+			return fmt.Errorf("none\n%s", out)
+		}
+		if strings.Count(out.String(), "problem: Service shop/second") < 2 {
+			return fmt.Errorf("it has not seen the Service yet\n%s", out)
+		}
+		return nil
+	})
+	time.Sleep(500 * time.Millisecond) // to be sure that it says nothing
+	if after := badService(t, c); len(after) != len(before) {
+		t.Errorf("two nodes said the same of one object: %v", after)
+	}
+
+	role, err := c.client.RbacV1().ClusterRoles().Get(t.Context(), "system:node-proxier", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range role.Rules {
+		role.Rules[i].Resources = slices.DeleteFunc(role.Rules[i].Resources, func(r string) bool { return r == "events" })
+		if len(role.Rules[i].Resources) == 0 {
+			role.Rules[i].Resources = []string{"nothing"}
+		}
+	}
+	if _, err := c.client.RbacV1().ClusterRoles().Update(t.Context(), role, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	third := newNode(t, c)
+	_, out = runKptrace(t, c, third, xtables.NFT, "--hostname-override=node3")
+	eventually(t, "rules of a kptrace without rights on Events", func() error {
+		text, err := (&xtables.Tools{Netns: third.Fd()}).SaveText(t.Context(), xtables.NFT, xtables.IPv4, "nat", false)
+		if err == nil && !strings.Contains(text, "shop/first:http cluster IP") {
+			err = fmt.Errorf("not there\n%s", out)
+		}
+		return err
+	})
+	eventually(t, "a word on Events", func() error {
+		if n := strings.Count(out.String(), "events: access is refused"); n != 1 {
+			return fmt.Errorf("said %d times\n%s", n, out)
+		}
+		return nil
+	})
+	if slices.ContainsFunc(events(t, c), func(e eventsv1.Event) bool { return e.Regarding.Name == "node3" }) {
+		t.Error("an Event was written without the right")
+	}
+}
+
+// events lists those that kptrace wrote.
+func events(t *testing.T, c *cluster) []eventsv1.Event {
+	t.Helper()
+	list, err := c.client.EventsV1().Events(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(list.Items, func(e eventsv1.Event) bool { return e.ReportingController != "kube-proxy" })
+}
+
+func badService(t *testing.T, c *cluster) []eventsv1.Event {
+	t.Helper()
+	return slices.DeleteFunc(events(t, c), func(e eventsv1.Event) bool { return e.Reason != "InvalidService" })
+}
