@@ -59,6 +59,10 @@ type Service struct {
 	// InternalLocal and ExternalLocal are the traffic policies "Local".
 	InternalLocal, ExternalLocal bool
 	HealthCheckNodePort          uint16
+	// Scheduler is how mode ipvs picks an endpoint for this Service: the name
+	// of a scheduler and its flags as ParseScheduler reads them. Empty means
+	// the mode's own. Other modes do not look at it.
+	Scheduler string
 	// Endpoints holds every endpoint of the port, usable or not, in the order
 	// of their addresses as text; Select picks.
 	Endpoints []Endpoint
@@ -85,6 +89,9 @@ type Endpoint struct {
 	// Namespace and Pod name the pod behind the address, empty if unknown.
 	Namespace, Pod string
 	Node, Zone     string
+	// Weight is the endpoint's share among the others where mode ipvs uses a
+	// scheduler that weighs; zero means 1.
+	Weight uint16
 	// ZoneHints and NodeHints are the slice's topology hints.
 	ZoneHints, NodeHints []string
 }

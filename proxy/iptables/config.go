@@ -1,10 +1,10 @@
 package iptables
 
 import (
-	"net"
 	"net/netip"
 
 	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
 )
 
 // Config says how the mode works on this node. Its zero value is a kube-proxy
@@ -84,21 +84,8 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// InterfaceAddrs returns the addresses of all interfaces of the calling thread's
-// network namespace, none if they cannot be read.
-func InterfaceAddrs() []netip.Addr {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil
-	}
-	var addrs []netip.Addr
-	for _, a := range list {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			addrs = append(addrs, p.Addr().Unmap())
-		}
-	}
-	return addrs
-}
+// InterfaceAddrs is proxy.InterfaceAddrs.
+func InterfaceAddrs() []netip.Addr { return proxy.InterfaceAddrs() }
 
 // ours reports whether an address is of the family.
 func (c *Config) ours(a netip.Addr) bool {

@@ -2,86 +2,57 @@ package iptables
 
 import (
 	"net/netip"
-	"strings"
 
+	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 )
 
-// LocalMode is how the traffic of pods is told from other traffic, as
-// kube-proxy's detectLocalMode says it. Traffic to a cluster IP that is not
-// local is masqueraded; where nothing tells, none is.
-type LocalMode string
+// LocalMode is proxy.LocalMode, for Config.
+type LocalMode = proxy.LocalMode
 
-// The modes. The zero value is LocalClusterCIDR.
+// The modes; see package proxy.
 const (
-	// LocalClusterCIDR takes for local what comes from the first of
-	// Config.ClusterCIDRs.
-	LocalClusterCIDR LocalMode = "ClusterCIDR"
-	// LocalNodeCIDR takes what comes from the first of the node's PodCIDRs.
-	LocalNodeCIDR LocalMode = "NodeCIDR"
-	// LocalBridge takes what comes in by the interface Config.PodInterface.
-	LocalBridge LocalMode = "BridgeInterface"
-	// LocalPrefix takes what comes in by an interface whose name begins with
-	// Config.PodInterface.
-	LocalPrefix LocalMode = "InterfaceNamePrefix"
+	LocalClusterCIDR = proxy.LocalClusterCIDR
+	LocalNodeCIDR    = proxy.LocalNodeCIDR
+	LocalBridge      = proxy.LocalBridge
+	LocalPrefix      = proxy.LocalPrefix
 )
 
-// detector is a local detector for one node. Its zero value tells nothing.
-type detector struct {
-	cidr netip.Prefix
-	// iface is a name as iptables takes it after -i.
-	iface string
-}
+// detector writes the matches of a local detector.
+type detector struct{ proxy.Detector }
 
-// detector returns the detector of the Config's family. Of several ranges the
-// first one of the family counts.
 func (c *Config) detector(node *proxy.Node) detector {
-	ranges := c.ClusterCIDRs
-	switch c.LocalMode {
-	case LocalBridge:
-		return detector{iface: c.PodInterface}
-	case LocalPrefix:
-		if c.PodInterface == "" {
-			return detector{}
-		}
-		return detector{iface: c.PodInterface + "+"}
-	case LocalNodeCIDR:
-		ranges = node.PodCIDRs
-	}
-	for _, p := range ranges {
-		if p.IsValid() && p.Bits() > 0 && c.ours(p.Addr()) {
-			return detector{cidr: p.Masked()}
-		}
-	}
-	return detector{}
+	by := proxy.DetectConfig{Mode: c.LocalMode, ClusterCIDRs: c.ClusterCIDRs, Interface: c.PodInterface}
+	return detector{by.For(node, c.Family == xtables.IPv6)}
 }
-
-// tells reports whether there is anything to tell by.
-func (d detector) tells() bool { return d.cidr.IsValid() || d.iface != "" }
 
 // source and device are the two places in a rule of which one has the match,
 // behind not, which is "" or "!".
 func (d detector) source(not string) string {
-	if !d.cidr.IsValid() {
+	if !d.CIDR.IsValid() {
 		return ""
 	}
-	return line(not, from(d.cidr))
+	return line(not, from(d.CIDR))
 }
 
 func (d detector) device(not string) string {
-	if d.iface == "" {
+	if d.Interface == "" {
 		return ""
 	}
-	return line(not, "-i", d.iface)
+	return line(not, "-i", d.Interface)
 }
 
-// local reports whether a packet is local.
-func (d detector) local(pkt *proxy.Packet) bool {
-	if name, prefix := strings.CutSuffix(d.iface, "+"); prefix {
-		return strings.HasPrefix(pkt.In, name) && !pkt.FromNode
-	}
-	if d.iface != "" {
-		return pkt.In == d.iface && !pkt.FromNode
-	}
-	return d.cidr.Contains(pkt.Src.Addr())
+// nodePorts says which addresses serve node ports.
+func (c *Config) nodePorts() *proxy.NodePortConfig {
+	return &proxy.NodePortConfig{Ranges: c.NodePortAddresses, Primary: c.NodePortPrimary, LocalAddrs: c.LocalAddrs}
+}
+
+// nodePortRanges are the ranges to which node ports are limited, none for all.
+func (r *renderer) nodePortRanges() []netip.Prefix {
+	return r.cfg.nodePorts().Limits(&r.node, r.cfg.Family == xtables.IPv6)
+}
+
+// nodePortAddrs are the addresses that serve node ports where not all do.
+func (r *renderer) nodePortAddrs() []netip.Addr {
+	return r.cfg.nodePorts().Addrs(&r.node, r.cfg.Family == xtables.IPv6, r.localhost())
 }

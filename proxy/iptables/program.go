@@ -14,7 +14,7 @@ type program struct {
 	node     proxy.Node
 	fixed    *fixed
 	units    []*unit // in the order of the Snapshot
-	claims   map[claim]owner
+	claims   map[proxy.Claim]proxy.Owner
 	problems []proxy.Problem
 	walks    *walkCache
 

@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"net/netip"
 	"slices"
 	"sync"
 
@@ -148,10 +147,7 @@ func (r *renderer) localhost() bool {
 	if !r.cfg.LocalhostNodePorts || r.cfg.Family != xtables.IPv4 {
 		return false
 	}
-	ranges := r.nodePortRanges()
-	return len(ranges) == 0 || slices.ContainsFunc(ranges, func(p netip.Prefix) bool {
-		return p.Addr().IsLoopback() || p.Contains(netip.AddrFrom4([4]byte{127}))
-	})
+	return r.cfg.nodePorts().Loopback(&r.node)
 }
 
 func (r *renderer) forward(bits string) []string {
@@ -186,50 +182,6 @@ func (r *renderer) toNodePorts() []string {
 		rules = append(rules, line(to(host(ip)), about, jump(chainNodePorts)))
 	}
 	return rules
-}
-
-// nodePortRanges are the ranges of the Config that are of its family; none
-// means all addresses, and so does a range of all among them.
-func (r *renderer) nodePortRanges() []netip.Prefix {
-	var ranges []netip.Prefix
-	if r.cfg.NodePortPrimary {
-		for _, ip := range r.node.Addrs {
-			if r.cfg.ours(ip) {
-				return []netip.Prefix{netip.PrefixFrom(ip, ip.BitLen())}
-			}
-		}
-	}
-	for _, p := range r.cfg.NodePortAddresses {
-		switch {
-		case !r.cfg.ours(p.Addr()):
-		case p.Bits() == 0:
-			return nil
-		default:
-			ranges = append(ranges, p)
-		}
-	}
-	return ranges
-}
-
-// nodePortAddrs are the addresses that serve node ports where not all do.
-func (r *renderer) nodePortAddrs() []netip.Addr {
-	var addrs, ips []netip.Addr
-	if r.cfg.LocalAddrs != nil {
-		addrs = r.cfg.LocalAddrs()
-	} else {
-		addrs = append(addrs, netip.AddrFrom4([4]byte{127, 0, 0, 1}))
-		addrs = append(addrs, r.node.Addrs...)
-	}
-	ranges := r.nodePortRanges()
-	for _, ip := range addrs {
-		if !r.cfg.ours(ip) || ip.IsLoopback() && !r.localhost() || slices.Contains(ips, ip) {
-			continue
-		}
-		if slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(ip) }) {
-			ips = append(ips, ip)
-		}
-	}
-	return ips
 }
 
 // trace adds our chain for the life of connections. Data packets meet one tcp
@@ -283,14 +235,11 @@ func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 	defer b.render.Unlock()
 	r := &renderer{cfg: &b.cfg, node: s.Node, local: b.cfg.detector(&s.Node), large: b.isLarge(s)}
 	p := &program{cfg: &b.cfg, node: s.Node, fixed: r.fixed()}
-	check := &checker{cfg: &b.cfg, claims: make(map[claim]owner, len(s.Services))}
+	check := &proxy.Checker{IP6: b.cfg.Family == xtables.IPv6, Claims: make(map[proxy.Claim]proxy.Owner, len(s.Services))}
 	memo := make(map[proxy.PortName]*unit, len(s.Services))
 	same := sameNode(b.memoNode, s.Node) && b.memoLarge == r.large
 	for i := range s.Services {
-		if !b.cfg.ours(s.Services[i].ClusterIP) {
-			continue
-		}
-		svc, ok := check.service(&s.Services[i])
+		svc, ok := check.Service(&s.Services[i])
 		if !ok {
 			continue
 		}
@@ -317,7 +266,7 @@ func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 	}
 	p.walks = b.walks
 	b.memo, b.memoNode, b.memoLarge = memo, s.Node, r.large
-	p.claims, p.problems = check.claims, check.problems
+	p.claims, p.problems = check.Claims, check.Problems
 	return p
 }
 

@@ -274,7 +274,7 @@ func (w *unitWriter) balance(name, internal string, eps []proxy.Endpoint, kind p
 		if w.cfg.MasqueradeAll {
 			not = detector{}
 		}
-		if w.cfg.MasqueradeAll || not.tells() {
+		if w.cfg.MasqueradeAll || not.Tells() {
 			rules = append(rules, line(not.source("!"), to(host(w.svc.ClusterIP)), not.device("!"), "-p "+w.proto,
 				comment(w.key+" cluster IP"), dport(w.proto, w.svc.Port), jump(chainMarkMasq)))
 		}
@@ -312,7 +312,7 @@ func (w *unitWriter) external(ext, policy string, has bool) {
 	if !w.svc.ExternalLocal {
 		rules = append(rules, line(about("masquerade traffic for % external destinations"), jump(chainMarkMasq)))
 	} else {
-		if w.local.tells() {
+		if w.local.Tells() {
 			rules = append(rules, line(w.local.source(""), w.local.device(""), about("pod traffic for % external destinations"), cluster))
 		}
 		rules = append(rules,

@@ -15,16 +15,16 @@ import (
 // rule in a chain that all Services share is left out, because Apply puts
 // additions at its head.
 func (p *program) Walk(pkt proxy.Packet) proxy.Outcome {
-	var owners []owner
-	if o, ok := p.claims[claim{pkt.Dst.Addr(), pkt.Dst.Port(), pkt.Proto}]; ok {
+	var owners []proxy.Owner
+	if o, ok := p.claims[proxy.Claim{IP: pkt.Dst.Addr(), Port: pkt.Dst.Port(), Proto: pkt.Proto}]; ok {
 		owners = append(owners, o)
 	}
-	if o, ok := p.claims[claim{port: pkt.Dst.Port(), proto: pkt.Proto}]; ok && p.local(pkt.Dst.Addr()) {
+	if o, ok := p.claims[proxy.Claim{Port: pkt.Dst.Port(), Proto: pkt.Proto}]; ok && p.local(pkt.Dst.Addr()) {
 		owners = append(owners, o)
 	}
 	key := walkKey{dst: pkt.Dst, proto: pkt.Proto, fromNode: pkt.FromNode, lo: pkt.In == "lo"}
 	for i, o := range owners {
-		key.units[i] = p.units[o.unit]
+		key.units[i] = p.units[o.Unit]
 	}
 	key.source = p.sourceClass(&pkt, key.units)
 	if out, ok := p.walks.get(key); ok {
@@ -56,7 +56,7 @@ type sourceClass struct {
 
 func (p *program) sourceClass(pkt *proxy.Packet, units [2]*unit) sourceClass {
 	src := pkt.Src.Addr()
-	c := sourceClass{local: p.local(src), loopback: src.IsLoopback(), inCluster: p.cfg.detector(&p.node).local(pkt)}
+	c := sourceClass{local: p.local(src), loopback: src.IsLoopback(), inCluster: p.cfg.detector(&p.node).Local(pkt)}
 	for _, u := range units {
 		if u == nil {
 			continue
@@ -96,10 +96,10 @@ func (p *program) local(a netip.Addr) bool {
 }
 
 // walk is Walk without a cache.
-func (p *program) walk(pkt proxy.Packet, owners []owner) proxy.Outcome {
+func (p *program) walk(pkt proxy.Packet, owners []proxy.Owner) proxy.Outcome {
 	var units []*unit
 	for _, o := range owners {
-		units = append(units, p.units[o.unit])
+		units = append(units, p.units[o.Unit])
 	}
 	w := xtables.NewWalker(p.ruleset(units))
 	in := xtables.Packet{Proto: pkt.Proto.String(), Src: pkt.Src.Addr(), Dst: pkt.Dst.Addr(),
@@ -135,12 +135,12 @@ func looped() []xtables.Station {
 // outcomeOf makes an Outcome of the ways a packet can go.
 type outcomeOf struct {
 	*program
-	owners []owner
+	owners []proxy.Owner
 	texts  map[*xtables.Rule]string
 	out    proxy.Outcome
 	places map[netip.AddrPort]int // of choices
 	local  bool                   // the endpoints of policy Local were asked
-	owner  *owner
+	owner  *proxy.Owner
 }
 
 func (o *outcomeOf) leaf(l *xtables.Leaf) {
@@ -179,9 +179,9 @@ func (o *outcomeOf) leaf(l *xtables.Leaf) {
 	}
 	o.claim(l)
 	if o.owner != nil {
-		svc := &o.units[o.owner.unit].svc
+		svc := &o.units[o.owner.Unit].svc
 		o.local = svc.ExternalLocal && o.out.Reason != "source-range"
-		if o.owner.via == proxy.ViaClusterIP {
+		if o.owner.Via == proxy.ViaClusterIP {
 			o.local = svc.InternalLocal
 		}
 	}
@@ -190,7 +190,7 @@ func (o *outcomeOf) leaf(l *xtables.Leaf) {
 // claim finds the Service whose rules a way used.
 func (o *outcomeOf) claim(l *xtables.Leaf) {
 	for i := range o.owners {
-		u := o.units[o.owners[i].unit]
+		u := o.units[o.owners[i].Unit]
 		for j := range l.Steps {
 			s := &l.Steps[j]
 			if s.Rule != nil && u.shares(s.Table, s.Chain, o.text(s.Rule)) {
@@ -253,8 +253,8 @@ func (o *outcomeOf) finish() proxy.Outcome {
 			out.Algorithm = "single"
 		}
 	}
-	u := o.units[o.owner.unit]
-	out.Service, out.Via, out.Affinity = u.svc.Name, o.owner.via, u.svc.Affinity
+	u := o.units[o.owner.Unit]
+	out.Service, out.Via, out.Affinity = u.svc.Name, o.owner.Via, u.svc.Affinity
 	out.Policy, out.Excluded = u.sel.Policy, u.sel.Excluded
 	if o.local {
 		out.Policy, out.Excluded = u.sel.LocalPolicy, u.sel.LocalExcluded

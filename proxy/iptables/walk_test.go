@@ -133,7 +133,7 @@ func BenchmarkWalk(b *testing.B) {
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {
 			pkt.Dst = netip.AddrPortFrom(s.Services[i%5000].ClusterIP, 80)
-			p.walk(pkt, []owner{p.claims[claim{pkt.Dst.Addr(), 80, conntrack.TCP}]})
+			p.walk(pkt, []proxy.Owner{p.claims[proxy.Claim{IP: pkt.Dst.Addr(), Port: 80, Proto: conntrack.TCP}]})
 		}
 	})
 }

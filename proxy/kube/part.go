@@ -56,6 +56,7 @@ func ConvertService(svc *corev1.Service, endpoints []*discoveryv1.EndpointSlice,
 	for i := range p.Services {
 		p.endpoints(&p.Services[i], endpoints)
 	}
+	p.weigh(svc)
 	slices.SortFunc(p.Services, func(a, b proxy.Service) int {
 		if n := a.Name.Compare(b.Name); n != 0 {
 			return n

@@ -50,7 +50,7 @@ func skip(svc *corev1.Service) string {
 func (p *part) service(svc *corev1.Service) {
 	bad := func(field, format string, args ...any) { p.bad("Service", svc.Name, field, format, args...) }
 	ips := p.clusterIPs(svc)
-	affinity := p.affinity(svc)
+	affinity, scheduler := p.affinity(svc), p.scheduler(svc)
 	if len(svc.Spec.Ports) == 0 {
 		bad("spec.ports", "is empty: a Service needs at least one port")
 	}
@@ -71,7 +71,7 @@ func (p *part) service(svc *corev1.Service) {
 		}
 		s := proxy.Service{
 			Name: proxy.PortName{Namespace: svc.Namespace, Name: svc.Name, Port: port.Name, Proto: proto},
-			Type: string(svc.Spec.Type), Port: uint16(port.Port), Affinity: affinity,
+			Type: string(svc.Spec.Type), Port: uint16(port.Port), Affinity: affinity, Scheduler: scheduler,
 		}
 		if names[s.Name] {
 			bad(field+".name", "port name %q is used twice for %s; this port is left out", port.Name, proto)
