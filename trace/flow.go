@@ -60,9 +60,11 @@ type Flow struct {
 	// Existing marks a connection older than kptrace.
 	Existing bool
 
-	// Carried are the requests that named the span which sent them, oldest
-	// first, at most MaxCarried; none unless looking for them is switched on.
-	Carried []Carried
+	// Carried are the first requests, at most MaxCarried, that named the span
+	// which sent them; none unless looking for them is switched on. CarriedMore
+	// counts those that came after.
+	CarriedMore uint32
+	Carried     []Carried
 }
 
 // FlowID identifies a flow within one node.
@@ -190,8 +192,10 @@ type Attempt struct {
 	Outcome string
 	// Latency is from the first SYN of the attempt to its answer, -1 without.
 	Latency time.Duration
-	// Retransmits counts SYNs after the first.
+	// Retransmits counts SYNs after the first; the last of them came Resent
+	// after Start.
 	Retransmits int
+	Resent      time.Duration
 	// ICMP is the error as "host unreachable from 10.0.0.1", if any.
 	ICMP string
 }

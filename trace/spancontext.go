@@ -72,9 +72,8 @@ type Carried struct {
 	SpanContext
 }
 
-// MaxCarried bounds Flow.Carried: on a connection that is kept alive the first
-// one and the latest others are kept.
-const MaxCarried = 32
+// MaxCarried bounds Flow.Carried. It is OpenTelemetry's default limit of links.
+const MaxCarried = 128
 
 // SpanContext returns the trace that the connection's span is part of, and the
 // span's id. Both follow from the Flow: whoever exports spans and whoever

@@ -22,6 +22,7 @@ func flowToPB(f *trace.Flow) *Flow {
 		Out: countersToPB(f.Out), In: countersToPB(f.In), Counted: f.Counted,
 		Paths: each(f.Paths, ref(pathToPB)), Evidence: uint32(f.Evidence), Missing: f.Missing,
 		Incomplete: f.Incomplete, Existing: f.Existing,
+		Completed: f.Completed, Carried: each(f.Carried, ref(carriedToPB)), CarriedMore: f.CarriedMore,
 	}
 }
 
@@ -41,6 +42,7 @@ func flowFromPB(f *Flow) *trace.Flow {
 		Out: countersFromPB(f.GetOut()), In: countersFromPB(f.GetIn()), Counted: f.GetCounted(),
 		Paths: each(f.GetPaths(), pathFromPB), Evidence: trace.Evidence(f.GetEvidence()), Missing: f.GetMissing(),
 		Incomplete: f.GetIncomplete(), Existing: f.GetExisting(),
+		Completed: f.GetCompleted(), Carried: each(f.GetCarried(), carriedFromPB), CarriedMore: f.GetCarriedMore(),
 	}
 }
 
@@ -77,6 +79,7 @@ func attemptToPB(a *trace.Attempt) *Attempt {
 	return &Attempt{
 		Endpoint: peerToPB(&a.Endpoint), Start: timeToPB(a.Start), Outcome: a.Outcome,
 		Latency: int64(a.Latency), Retransmits: int64(a.Retransmits), Icmp: a.ICMP,
+		Resent: int64(a.Resent),
 	}
 }
 
@@ -84,5 +87,18 @@ func attemptFromPB(a *Attempt) trace.Attempt {
 	return trace.Attempt{
 		Endpoint: peerFromPB(a.GetEndpoint()), Start: timeFromPB(a.GetStart()), Outcome: a.GetOutcome(),
 		Latency: time.Duration(a.GetLatency()), Retransmits: int(a.GetRetransmits()), ICMP: a.GetIcmp(),
+		Resent: time.Duration(a.GetResent()),
 	}
+}
+
+func carriedToPB(c *trace.Carried) *Carried {
+	return &Carried{Time: timeToPB(c.Time), TraceId: c.Trace[:], SpanId: c.Span[:], Flags: uint32(c.Flags)}
+}
+
+func carriedFromPB(c *Carried) trace.Carried {
+	out := trace.Carried{Time: timeFromPB(c.GetTime())}
+	copy(out.Trace[:], c.GetTraceId())
+	copy(out.Span[:], c.GetSpanId())
+	out.Flags = byte(c.GetFlags())
+	return out
 }

@@ -55,6 +55,10 @@ func fill(t *testing.T, v reflect.Value, r *rand.Rand) {
 		for i := range v.Len() {
 			fill(t, v.Index(i), r)
 		}
+	case reflect.Array:
+		for i := range v.Len() {
+			fill(t, v.Index(i), r)
+		}
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
 		fill(t, v.Elem(), r)

@@ -1620,6 +1620,7 @@ type Attempt struct {
 	Latency       int64                  `protobuf:"varint,4,opt,name=latency,proto3" json:"latency,omitempty"`
 	Retransmits   int64                  `protobuf:"varint,5,opt,name=retransmits,proto3" json:"retransmits,omitempty"`
 	Icmp          string                 `protobuf:"bytes,6,opt,name=icmp,proto3" json:"icmp,omitempty"`
+	Resent        int64                  `protobuf:"varint,7,opt,name=resent,proto3" json:"resent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1694,6 +1695,13 @@ func (x *Attempt) GetIcmp() string {
 		return x.Icmp
 	}
 	return ""
+}
+
+func (x *Attempt) GetResent() int64 {
+	if x != nil {
+		return x.Resent
+	}
+	return 0
 }
 
 type Path struct {
@@ -2095,6 +2103,9 @@ type Flow struct {
 	Incomplete    bool                   `protobuf:"varint,24,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
 	Existing      bool                   `protobuf:"varint,25,opt,name=existing,proto3" json:"existing,omitempty"`
 	Paths         []*Path                `protobuf:"bytes,26,rep,name=paths,proto3" json:"paths,omitempty"`
+	Completed     bool                   `protobuf:"varint,27,opt,name=completed,proto3" json:"completed,omitempty"`
+	Carried       []*Carried             `protobuf:"bytes,28,rep,name=carried,proto3" json:"carried,omitempty"`
+	CarriedMore   uint32                 `protobuf:"varint,29,opt,name=carried_more,json=carriedMore,proto3" json:"carried_more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2304,6 +2315,96 @@ func (x *Flow) GetPaths() []*Path {
 	return nil
 }
 
+func (x *Flow) GetCompleted() bool {
+	if x != nil {
+		return x.Completed
+	}
+	return false
+}
+
+func (x *Flow) GetCarried() []*Carried {
+	if x != nil {
+		return x.Carried
+	}
+	return nil
+}
+
+func (x *Flow) GetCarriedMore() uint32 {
+	if x != nil {
+		return x.CarriedMore
+	}
+	return 0
+}
+
+// Carried is a request that named the span which sent it.
+type Carried struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Time          int64                  `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"`
+	TraceId       []byte                 `protobuf:"bytes,2,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
+	SpanId        []byte                 `protobuf:"bytes,3,opt,name=span_id,json=spanId,proto3" json:"span_id,omitempty"`
+	Flags         uint32                 `protobuf:"varint,4,opt,name=flags,proto3" json:"flags,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Carried) Reset() {
+	*x = Carried{}
+	mi := &file_relay_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Carried) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Carried) ProtoMessage() {}
+
+func (x *Carried) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Carried.ProtoReflect.Descriptor instead.
+func (*Carried) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Carried) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *Carried) GetTraceId() []byte {
+	if x != nil {
+		return x.TraceId
+	}
+	return nil
+}
+
+func (x *Carried) GetSpanId() []byte {
+	if x != nil {
+		return x.SpanId
+	}
+	return nil
+}
+
+func (x *Carried) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2312,7 +2413,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_relay_proto_msgTypes[25]
+	mi := &file_relay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2425,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[25]
+	mi := &file_relay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2438,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{25}
+	return file_relay_proto_rawDescGZIP(), []int{26}
 }
 
 type StatusResponse struct {
@@ -2374,7 +2475,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_relay_proto_msgTypes[26]
+	mi := &file_relay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2487,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[26]
+	mi := &file_relay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2500,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{26}
+	return file_relay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -2596,7 +2697,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_relay_proto_msgTypes[27]
+	mi := &file_relay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2608,7 +2709,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[27]
+	mi := &file_relay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2621,7 +2722,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{27}
+	return file_relay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Problem) GetFile() string {
@@ -2663,7 +2764,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_relay_proto_msgTypes[28]
+	mi := &file_relay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2675,7 +2776,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[28]
+	mi := &file_relay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2688,7 +2789,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{28}
+	return file_relay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Skipped) GetNamespace() string {
@@ -2730,7 +2831,7 @@ type SourceStats struct {
 
 func (x *SourceStats) Reset() {
 	*x = SourceStats{}
-	mi := &file_relay_proto_msgTypes[29]
+	mi := &file_relay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +2843,7 @@ func (x *SourceStats) String() string {
 func (*SourceStats) ProtoMessage() {}
 
 func (x *SourceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[29]
+	mi := &file_relay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +2856,7 @@ func (x *SourceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStats.ProtoReflect.Descriptor instead.
 func (*SourceStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{29}
+	return file_relay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SourceStats) GetSource() uint32 {
@@ -2839,7 +2940,7 @@ type FlowTableStats struct {
 
 func (x *FlowTableStats) Reset() {
 	*x = FlowTableStats{}
-	mi := &file_relay_proto_msgTypes[30]
+	mi := &file_relay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2851,7 +2952,7 @@ func (x *FlowTableStats) String() string {
 func (*FlowTableStats) ProtoMessage() {}
 
 func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[30]
+	mi := &file_relay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2864,7 +2965,7 @@ func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTableStats.ProtoReflect.Descriptor instead.
 func (*FlowTableStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{30}
+	return file_relay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FlowTableStats) GetOpen() int64 {
@@ -2899,7 +3000,7 @@ type RingStats struct {
 
 func (x *RingStats) Reset() {
 	*x = RingStats{}
-	mi := &file_relay_proto_msgTypes[31]
+	mi := &file_relay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2911,7 +3012,7 @@ func (x *RingStats) String() string {
 func (*RingStats) ProtoMessage() {}
 
 func (x *RingStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[31]
+	mi := &file_relay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2924,7 +3025,7 @@ func (x *RingStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingStats.ProtoReflect.Descriptor instead.
 func (*RingStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{31}
+	return file_relay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RingStats) GetSize() int64 {
@@ -2962,7 +3063,7 @@ type HistoryStats struct {
 
 func (x *HistoryStats) Reset() {
 	*x = HistoryStats{}
-	mi := &file_relay_proto_msgTypes[32]
+	mi := &file_relay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2974,7 +3075,7 @@ func (x *HistoryStats) String() string {
 func (*HistoryStats) ProtoMessage() {}
 
 func (x *HistoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[32]
+	mi := &file_relay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2987,7 +3088,7 @@ func (x *HistoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryStats.ProtoReflect.Descriptor instead.
 func (*HistoryStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{32}
+	return file_relay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *HistoryStats) GetSince() int64 {
@@ -3043,7 +3144,7 @@ type SysctlChange struct {
 
 func (x *SysctlChange) Reset() {
 	*x = SysctlChange{}
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3055,7 +3156,7 @@ func (x *SysctlChange) String() string {
 func (*SysctlChange) ProtoMessage() {}
 
 func (x *SysctlChange) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3068,7 +3169,7 @@ func (x *SysctlChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysctlChange.ProtoReflect.Descriptor instead.
 func (*SysctlChange) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{33}
+	return file_relay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SysctlChange) GetName() string {
@@ -3229,14 +3330,15 @@ const file_relay_proto_rawDesc = "" +
 	"masquerade\x18\f \x01(\tR\n" +
 	"masquerade\x125\n" +
 	"\vsource_seen\x18\r \x01(\v2\x14.kptrace.v1.AddrPortR\n" +
-	"sourceSeen\"\xb7\x01\n" +
+	"sourceSeen\"\xcf\x01\n" +
 	"\aAttempt\x12,\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x10.kptrace.v1.PeerR\bendpoint\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\x03R\x05start\x12\x18\n" +
 	"\aoutcome\x18\x03 \x01(\tR\aoutcome\x12\x18\n" +
 	"\alatency\x18\x04 \x01(\x03R\alatency\x12 \n" +
 	"\vretransmits\x18\x05 \x01(\x03R\vretransmits\x12\x12\n" +
-	"\x04icmp\x18\x06 \x01(\tR\x04icmp\"\xc9\x02\n" +
+	"\x04icmp\x18\x06 \x01(\tR\x04icmp\x12\x16\n" +
+	"\x06resent\x18\a \x01(\x03R\x06resent\"\xc9\x02\n" +
 	"\x04Path\x12\x1c\n" +
 	"\tpredicted\x18\x01 \x01(\bR\tpredicted\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x03R\x06number\x12\x16\n" +
@@ -3277,7 +3379,7 @@ const file_relay_proto_rawDesc = "" +
 	"\x06Change\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\tR\x06before\x12\x14\n" +
-	"\x05after\x18\x03 \x01(\tR\x05after\"\xbb\x06\n" +
+	"\x05after\x18\x03 \x01(\tR\x05after\"\xab\a\n" +
 	"\x04Flow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\rR\brevision\x12\x14\n" +
@@ -3306,7 +3408,15 @@ const file_relay_proto_rawDesc = "" +
 	"incomplete\x18\x18 \x01(\bR\n" +
 	"incomplete\x12\x1a\n" +
 	"\bexisting\x18\x19 \x01(\bR\bexisting\x12&\n" +
-	"\x05paths\x18\x1a \x03(\v2\x10.kptrace.v1.PathR\x05pathsJ\x04\b\x15\x10\x16\"\x0f\n" +
+	"\x05paths\x18\x1a \x03(\v2\x10.kptrace.v1.PathR\x05paths\x12\x1c\n" +
+	"\tcompleted\x18\x1b \x01(\bR\tcompleted\x12-\n" +
+	"\acarried\x18\x1c \x03(\v2\x13.kptrace.v1.CarriedR\acarried\x12!\n" +
+	"\fcarried_more\x18\x1d \x01(\rR\vcarriedMoreJ\x04\b\x15\x10\x16\"g\n" +
+	"\aCarried\x12\x12\n" +
+	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x19\n" +
+	"\btrace_id\x18\x02 \x01(\fR\atraceId\x12\x17\n" +
+	"\aspan_id\x18\x03 \x01(\fR\x06spanId\x12\x14\n" +
+	"\x05flags\x18\x04 \x01(\rR\x05flags\"\x0f\n" +
 	"\rStatusRequest\"\x83\a\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
@@ -3395,7 +3505,7 @@ func file_relay_proto_rawDescGZIP() []byte {
 	return file_relay_proto_rawDescData
 }
 
-var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_relay_proto_goTypes = []any{
 	(*Request)(nil),        // 0: kptrace.v1.Request
 	(*FlowsRequest)(nil),   // 1: kptrace.v1.FlowsRequest
@@ -3422,15 +3532,16 @@ var file_relay_proto_goTypes = []any{
 	(*Hop)(nil),            // 22: kptrace.v1.Hop
 	(*Change)(nil),         // 23: kptrace.v1.Change
 	(*Flow)(nil),           // 24: kptrace.v1.Flow
-	(*StatusRequest)(nil),  // 25: kptrace.v1.StatusRequest
-	(*StatusResponse)(nil), // 26: kptrace.v1.StatusResponse
-	(*Problem)(nil),        // 27: kptrace.v1.Problem
-	(*Skipped)(nil),        // 28: kptrace.v1.Skipped
-	(*SourceStats)(nil),    // 29: kptrace.v1.SourceStats
-	(*FlowTableStats)(nil), // 30: kptrace.v1.FlowTableStats
-	(*RingStats)(nil),      // 31: kptrace.v1.RingStats
-	(*HistoryStats)(nil),   // 32: kptrace.v1.HistoryStats
-	(*SysctlChange)(nil),   // 33: kptrace.v1.SysctlChange
+	(*Carried)(nil),        // 25: kptrace.v1.Carried
+	(*StatusRequest)(nil),  // 26: kptrace.v1.StatusRequest
+	(*StatusResponse)(nil), // 27: kptrace.v1.StatusResponse
+	(*Problem)(nil),        // 28: kptrace.v1.Problem
+	(*Skipped)(nil),        // 29: kptrace.v1.Skipped
+	(*SourceStats)(nil),    // 30: kptrace.v1.SourceStats
+	(*FlowTableStats)(nil), // 31: kptrace.v1.FlowTableStats
+	(*RingStats)(nil),      // 32: kptrace.v1.RingStats
+	(*HistoryStats)(nil),   // 33: kptrace.v1.HistoryStats
+	(*SysctlChange)(nil),   // 34: kptrace.v1.SysctlChange
 }
 var file_relay_proto_depIdxs = []int32{
 	2,  // 0: kptrace.v1.Request.filter:type_name -> kptrace.v1.Filter
@@ -3449,7 +3560,7 @@ var file_relay_proto_depIdxs = []int32{
 	8,  // 13: kptrace.v1.Header.services:type_name -> kptrace.v1.ServiceInfo
 	12, // 14: kptrace.v1.ServiceInfo.name:type_name -> kptrace.v1.PortName
 	8,  // 15: kptrace.v1.Idle.services:type_name -> kptrace.v1.ServiceInfo
-	29, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
+	30, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
 	11, // 17: kptrace.v1.End.losses:type_name -> kptrace.v1.Loss
 	13, // 18: kptrace.v1.Tuple.src:type_name -> kptrace.v1.AddrPort
 	13, // 19: kptrace.v1.Tuple.dst:type_name -> kptrace.v1.AddrPort
@@ -3473,25 +3584,26 @@ var file_relay_proto_depIdxs = []int32{
 	15, // 37: kptrace.v1.Flow.out:type_name -> kptrace.v1.Counters
 	15, // 38: kptrace.v1.Flow.in:type_name -> kptrace.v1.Counters
 	21, // 39: kptrace.v1.Flow.paths:type_name -> kptrace.v1.Path
-	27, // 40: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
-	28, // 41: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
-	29, // 42: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
-	30, // 43: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
-	31, // 44: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
-	32, // 45: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
-	11, // 46: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
-	33, // 47: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
-	0,  // 48: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
-	1,  // 49: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
-	25, // 50: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
-	5,  // 51: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
-	5,  // 52: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
-	26, // 53: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
-	51, // [51:54] is the sub-list for method output_type
-	48, // [48:51] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	25, // 40: kptrace.v1.Flow.carried:type_name -> kptrace.v1.Carried
+	28, // 41: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
+	29, // 42: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
+	30, // 43: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
+	31, // 44: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
+	32, // 45: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
+	33, // 46: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
+	11, // 47: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
+	34, // 48: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
+	0,  // 49: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
+	1,  // 50: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
+	26, // 51: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
+	5,  // 52: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
+	5,  // 53: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
+	27, // 54: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
+	52, // [52:55] is the sub-list for method output_type
+	49, // [49:52] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_relay_proto_init() }
@@ -3512,7 +3624,7 @@ func file_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_relay_proto_rawDesc), len(file_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

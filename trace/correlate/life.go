@@ -1,6 +1,8 @@
 package correlate
 
 import (
+	"time"
+
 	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/trace"
 )
@@ -28,7 +30,9 @@ func (c *Correlator) retransmit(r *rec, e *trace.Event) {
 	if r.isn == 0 {
 		r.isn = e.TCPSeq
 	}
-	last(f).Retransmits++
+	a := last(f)
+	a.Retransmits++
+	a.Resent = time.Duration(max(0, e.Time-r.tryBegan()))
 	if r.phase != pending {
 		c.later(r)
 		return
