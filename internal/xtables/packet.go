@@ -85,13 +85,108 @@ type Oracles struct {
 	Route func(p *Packet)
 	// Other answers for matches that a walk knows nothing of. Nil: unknown.
 	Other func(r *Rule, m *Match, p *Packet) Tri
+	// MaybeLocal is asked in place of Local where the answer may be unknown: a
+	// walk then goes both ways, and answers the same for an address from there
+	// on.
+	MaybeLocal func(netip.Addr) Tri
+	// Device reports whether the packet came in (or, with out, goes out) by an
+	// interface that a rule names; a trailing + stands for any end. Nil: In
+	// and Out of the Packet tell.
+	Device func(name string, out bool, p *Packet) Tri
+
+	// answers are what was assumed on this way, ask the question that the last
+	// evaluation left open.
+	answers []answer
+	ask     Question
 }
 
-func (o *Oracles) local(a netip.Addr) bool {
-	if o.Local == nil {
-		return a.IsLoopback()
+// Question is what a walk could not know of the node. Exactly one field is set.
+type Question struct {
+	// Local asks whether an address is one of the node's own.
+	Local netip.Addr
+	// In and Out ask whether the packet's interface is the one a rule names.
+	In, Out string
+}
+
+// String puts the question as a condition: "10.0.0.1 is an address of the node".
+func (q Question) String() string {
+	switch {
+	case q.Local.IsValid():
+		return q.Local.String() + " is an address of the node"
+	case q.In != "":
+		return "it came in by " + q.In
 	}
-	return o.Local(a)
+	return "it goes out by " + q.Out
+}
+
+type answer struct {
+	q   Question
+	yes bool
+}
+
+func (o *Oracles) answered(q Question) Tri {
+	for _, a := range o.answers {
+		switch {
+		case a.q == q:
+			return tri(a.yes)
+		case a.yes && (otherDevice(a.q.In, q.In) || otherDevice(a.q.Out, q.Out)):
+			return No
+		}
+	}
+	return Unknown
+}
+
+// otherDevice reports whether no interface is called by both names, of which
+// each may end in + for any end.
+func otherDevice(a, b string) bool {
+	if a == "" || b == "" {
+		return false
+	}
+	a, wildA := strings.CutSuffix(a, "+")
+	b, wildB := strings.CutSuffix(b, "+")
+	switch {
+	case wildA && strings.HasPrefix(b, a), wildB && strings.HasPrefix(a, b):
+		return false
+	}
+	return a != b
+}
+
+func (o *Oracles) local(a netip.Addr) Tri {
+	if o.MaybeLocal != nil {
+		t := o.MaybeLocal(a)
+		if t == Unknown {
+			t = o.answered(Question{Local: a})
+		}
+		if t == Unknown {
+			o.ask = Question{Local: a}
+		}
+		return t
+	}
+	if o.Local == nil {
+		return tri(a.IsLoopback())
+	}
+	return tri(o.Local(a))
+}
+
+// device tells whether an interface match holds.
+func (o *Oracles) device(i Iface, out bool, p *Packet) Tri {
+	name, q := p.In, Question{In: i.Name}
+	if out {
+		name, q = p.Out, Question{Out: i.Name}
+	}
+	if i.Name == "" || o.Device == nil || name != "" {
+		return tri(matchIface(i, name))
+	}
+	t := o.Device(i.Name, out, p)
+	if t == Unknown {
+		t = o.answered(q)
+	}
+	if t == Unknown {
+		o.ask = q
+	} else if i.Not {
+		t = t.not()
+	}
+	return t
 }
 
 // Station is a built-in chain that a packet passes.

@@ -68,6 +68,11 @@ type Assumption struct {
 	// were taken to match.
 	Matches []string
 	Held    bool
+	// Question is what was not known of the node, if it was that: then Rule is
+	// the first one that depends on it, nil for the way a packet is routed.
+	Question Question
+	// After is how many steps of the way were before it.
+	After int
 }
 
 // Leaf is one way a packet can go.
@@ -145,6 +150,7 @@ type branch struct {
 	stack   []frame
 	steps   *stepNode
 	assumed []Assumption
+	answers []answer
 }
 
 // frame is a chain and the place of the next rule in it.
@@ -164,7 +170,16 @@ func (b *branch) fork() *branch {
 	c := *b
 	c.stack = slices.Clone(b.stack)
 	c.assumed = slices.Clip(b.assumed)
+	c.answers = slices.Clip(b.answers)
 	return &c
+}
+
+// length is the number of steps so far.
+func (b *branch) length() int {
+	if b.steps == nil {
+		return 0
+	}
+	return b.steps.n
 }
 
 func (x *walking) run(b *branch) {
@@ -186,6 +201,7 @@ func (x *walking) run(b *branch) {
 		}
 		f.at = i + 1
 		r := f.chain.Rules[i]
+		x.o.answers = b.answers
 		out := x.o.evaluate(r, &b.p)
 		if out.p == 0 {
 			continue
@@ -209,7 +225,13 @@ func (x *walking) run(b *branch) {
 			}
 			continue
 		}
-		a := Assumption{Table: b.table.Name, Chain: f.chain.Name, Index: i + 1, Rule: r}
+		a := Assumption{Table: b.table.Name, Chain: f.chain.Name, Index: i + 1, Rule: r, After: b.length()}
+		if out.ask != (Question{}) { // and then see again
+			f.at = i
+			a.Question = out.ask
+			x.assume(b, a, func(*branch) {})
+			continue
+		}
 		for _, m := range out.unknown {
 			a.Matches = append(a.Matches, m.Name)
 		}
@@ -223,6 +245,21 @@ func (x *walking) run(b *branch) {
 		}
 		b.assumed = append(slices.Clip(b.assumed), a)
 	}
+}
+
+// assume answers a question with yes on a way of its own, which undo prepares,
+// and with no on b. Where too much was assumed already the answer is no.
+func (x *walking) assume(b *branch, a Assumption, undo func(*branch)) {
+	if len(b.assumed) < maxAssumptions {
+		hit, held := b.fork(), a
+		held.Held = true
+		hit.assumed = append(hit.assumed, held)
+		hit.answers = append(hit.answers, answer{a.Question, true})
+		undo(hit)
+		x.run(hit)
+	}
+	b.assumed = append(slices.Clip(b.assumed), a)
+	b.answers = append(slices.Clip(b.answers), answer{a.Question, false})
 }
 
 const noteUnknown = "cannot tell whether it matches"
@@ -259,8 +296,17 @@ func (x *walking) enter(b *branch) bool {
 		if s.Route && x.o.Route != nil {
 			x.o.Route(&b.p)
 		}
-		if s.If != Unknown && tri(x.o.local(b.p.Dst)) != s.If {
-			continue
+		if s.If != Unknown {
+			x.o.answers = b.answers
+			local := x.o.local(b.p.Dst)
+			if local == Unknown {
+				local = No
+				x.assume(b, Assumption{Table: s.Table, Chain: s.Chain, Question: Question{Local: b.p.Dst}, After: b.length()},
+					func(hit *branch) { hit.station-- })
+			}
+			if local != s.If {
+				continue
+			}
 		}
 		if s.Table == "nat" && b.p.State&StateNew == 0 {
 			continue

@@ -13,15 +13,27 @@ import (
 type outcome struct {
 	p       float64 // 0 for not at all
 	unknown []*Match
+	// ask is a question behind one of the unknown, zero for none.
+	ask Question
 }
 
 // evaluate tries all of a rule's matches on a packet.
 func (o *Oracles) evaluate(r *Rule, p *Packet) outcome {
-	if r.Proto.Name != "" && (r.Proto.Name == p.Proto) == r.Proto.Not ||
-		!matchIface(r.In, p.In) || !matchIface(r.Out, p.Out) || r.Frag == "-f" {
+	if r.Proto.Name != "" && (r.Proto.Name == p.Proto) == r.Proto.Not || r.Frag == "-f" {
+		return outcome{}
+	}
+	o.ask = Question{}
+	in, to := o.device(r.In, false, p), o.device(r.Out, true, p)
+	if in == No || to == No {
 		return outcome{}
 	}
 	out := outcome{p: 1}
+	if in == Unknown {
+		out.unknown = append(out.unknown, &Match{Name: "-i " + r.In.Name})
+	}
+	if to == Unknown {
+		out.unknown = append(out.unknown, &Match{Name: "-o " + r.Out.Name})
+	}
 	for _, a := range [...]struct {
 		addr *Addr
 		name string
@@ -52,6 +64,7 @@ func (o *Oracles) evaluate(r *Rule, p *Packet) outcome {
 			out.p *= prob
 		}
 	}
+	out.ask = o.ask
 	return out
 }
 

@@ -15,7 +15,7 @@ func (o *Oracles) addrType(types string, ip netip.Addr, m *Match) Tri {
 		t := Unknown
 		switch word {
 		case "LOCAL":
-			if t = tri(local); local && limited {
+			if t = local; local == Yes && limited {
 				t = Unknown
 			}
 		case "MULTICAST":
@@ -23,11 +23,11 @@ func (o *Oracles) addrType(types string, ip netip.Addr, m *Match) Tri {
 		case "BROADCAST":
 			if v4Broadcast {
 				t = Yes
-			} else if local || ip.Is6() || ip.IsMulticast() {
+			} else if local == Yes || ip.Is6() || ip.IsMulticast() {
 				t = No
 			}
 		case "UNICAST":
-			if local || v4Broadcast || ip.IsMulticast() {
+			if local == Yes || v4Broadcast || ip.IsMulticast() {
 				t = No
 			}
 		}
