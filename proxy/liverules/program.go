@@ -1,0 +1,263 @@
+package liverules
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
+)
+
+// Config is what the rules do not say. Every field may be zero.
+type Config struct {
+	// Addrs are the node's own addresses; nil means that they are not known,
+	// and a walk goes both ways where it matters.
+	Addrs []netip.Addr
+	// Set tells whether a packet is in an ipset, as in xtables.Oracles.
+	Set func(name string, dirs []string, p *xtables.Packet) xtables.Tri
+	// Recent tells whether the source of a packet is in a list of xt_recent.
+	// Nil: it is not, so odds are those without an affinity entry.
+	Recent func(list string, p *xtables.Packet) xtables.Tri
+	// Route sets the interfaces of a packet whose destination may have changed.
+	// Nil: interfaces are not known, except that what is for or from 127.0.0.1
+	// goes by lo.
+	Route func(p *xtables.Packet)
+	// Snapshot is the state that the rules should follow, from which Walk takes
+	// what no rule says: the policy applied, and how many endpoints are no
+	// candidates. Nil: Walk says only what rules say.
+	Snapshot *proxy.Snapshot
+	// Overlay is what is out for a time besides.
+	Overlay proxy.Overlay
+}
+
+// Program is what a live ruleset means. It implements proxy.Program, is
+// immutable and safe for concurrent use.
+type Program struct {
+	cfg      Config
+	families []*family
+	index    proxy.Index
+	text     strings.Builder
+}
+
+var _ proxy.Program = (*Program)(nil)
+
+// family is one ruleset and what was found in it.
+type family struct {
+	rules      *xtables.Ruleset
+	walker     *xtables.Walker
+	services   []*Service
+	chains     map[string]chainInfo
+	endpoints  map[netip.AddrPort][]*Service
+	clusterIPs map[netip.Addr]bool
+	// nodeAddrs and podRanges are addresses that the rules name as such.
+	nodeAddrs []netip.Addr
+	podRanges []netip.Prefix
+}
+
+// chainInfo is whose a chain of nat is.
+type chainInfo struct {
+	kind     Kind
+	service  *Service
+	endpoint netip.AddrPort
+}
+
+// New reads rulesets, which must not change any more. Of each family there is
+// at most one.
+func New(cfg Config, rulesets ...*xtables.Ruleset) *Program {
+	p := &Program{cfg: cfg, index: make(proxy.Index)}
+	for _, rs := range rulesets {
+		f := &family{
+			rules: rs, walker: xtables.NewWalker(rs), chains: make(map[string]chainInfo),
+			endpoints: make(map[netip.AddrPort][]*Service), clusterIPs: make(map[netip.Addr]bool),
+		}
+		f.read()
+		p.families = append(p.families, f)
+		p.tagged(f)
+		p.text.WriteString(rs.String())
+	}
+	return p
+}
+
+// Services lists what was found, by name, IPv4 before IPv6.
+func (p *Program) Services() []*Service {
+	var all []*Service
+	for _, f := range p.families {
+		all = append(all, f.services...)
+	}
+	slices.SortStableFunc(all, func(a, b *Service) int { return a.Name.Compare(b.Name) })
+	return all
+}
+
+// Rulesets returns what New got.
+func (p *Program) Rulesets() []*xtables.Ruleset {
+	var all []*xtables.Ruleset
+	for _, f := range p.families {
+		all = append(all, f.rules)
+	}
+	return all
+}
+
+// Mode tells which mode of kube-proxy wrote the rules, empty if none did.
+func (p *Program) Mode() proxy.Mode {
+	for _, f := range p.families {
+		switch {
+		case f.rules.Chain("filter", "KUBE-IPVS-FILTER") != nil || f.matchesSet("KUBE-CLUSTER-IP"):
+			return proxy.IPVS
+		case f.rules.Chain("nat", "KUBE-PORTALS-CONTAINER") != nil:
+			return proxy.Userspace
+		case f.rules.Chain("nat", chainServices) != nil:
+			return proxy.IPTables
+		}
+	}
+	return ""
+}
+
+func (f *family) matchesSet(name string) bool {
+	c := f.rules.Chain("nat", chainServices)
+	return c != nil && slices.ContainsFunc(c.Rules, func(r *xtables.Rule) bool {
+		m := r.Match("set")
+		return m != nil && m.Opt("match-set") != nil && strings.HasSuffix(m.Opt("match-set").Value(), strings.TrimPrefix(name, "KUBE"))
+	})
+}
+
+// Chain tells whose a chain of nat is: the Service port, and for KindEndpoint
+// the endpoint. ok is false for chains of no Service.
+func (p *Program) Chain(name string) (kind Kind, service proxy.PortName, endpoint netip.AddrPort, ok bool) {
+	for _, f := range p.families {
+		if c, found := f.chains[name]; found {
+			return c.kind, c.service.Name, c.endpoint, true
+		}
+	}
+	return KindNone, proxy.PortName{}, netip.AddrPort{}, false
+}
+
+// Index lists the rules that carry tags of ours, if ours wrote them.
+func (p *Program) Index() proxy.Index { return p.index }
+
+func (p *Program) tagged(f *family) {
+	for _, t := range f.rules.Tables {
+		for _, c := range t.Chains {
+			for _, r := range c.Rules {
+				prefix, ok := r.TargetOpt("nflog-prefix")
+				if !ok {
+					continue
+				}
+				tag, ok := proxy.ParseTag(prefix)
+				if !ok {
+					continue
+				}
+				rule := &proxy.Rule{Tag: tag, Table: t.Name, Chain: c.Name, Purpose: p.Purpose(t.Name, c.Name, r)}
+				if info, ok := f.chains[c.Name]; ok {
+					rule.Service, rule.Endpoint = info.service.Name, info.endpoint
+				} else if name, ok := ruleService(r); ok {
+					rule.Service = name
+				}
+				switch {
+				case tag.Kind == proxy.TagReject:
+					rule.Reason = "no-endpoints"
+				case tag.Kind == proxy.TagDrop && c.Name == chainProxyFirewall:
+					rule.Reason = "source-range"
+				case tag.Kind == proxy.TagDrop:
+					rule.Reason = "no-local-endpoints"
+				}
+				p.index[tag.String()] = rule
+			}
+		}
+	}
+}
+
+// ruleService names the Service port in a rule's comment.
+func ruleService(r *xtables.Rule) (proxy.PortName, bool) {
+	proto, ok := protocol(r.Proto.Name)
+	if !ok {
+		return proxy.PortName{}, false
+	}
+	key, _, _ := strings.Cut(r.Comment(), " ")
+	return parseKey(key, proto)
+}
+
+// Text returns the rules as iptables-save prints them.
+func (p *Program) Text() string { return p.text.String() }
+
+// Problems is empty: what is wrong with rules, a check says.
+func (p *Program) Problems() []proxy.Problem { return nil }
+
+func (p *Program) family(a netip.Addr) *family {
+	want := xtables.IPv4
+	if a.Is6() && !a.Is4In6() {
+		want = xtables.IPv6
+	}
+	for _, f := range p.families {
+		if f.rules.Family == want {
+			return f
+		}
+	}
+	return nil
+}
+
+// maybeLocal tells whether an address is the node's.
+func (p *Program) maybeLocal(f *family) func(netip.Addr) xtables.Tri {
+	return func(a netip.Addr) xtables.Tri {
+		switch {
+		case a.IsLoopback(), slices.Contains(p.cfg.Addrs, a), slices.Contains(f.nodeAddrs, a):
+			return xtables.Yes
+		case p.cfg.Addrs != nil, f.clusterIPs[a], a.IsMulticast():
+			return xtables.No
+		case slices.ContainsFunc(f.podRanges, func(r netip.Prefix) bool { return r.Contains(a) }):
+			return xtables.No // a pod, for kube-proxy tells pods by this range
+		}
+		return xtables.Unknown
+	}
+}
+
+// device tells what can be known of interfaces without a routing table.
+func device(name string, out bool, p *xtables.Packet) xtables.Tri {
+	a := p.Src
+	if out {
+		a = p.Dst
+	}
+	if lo := name == "lo"; lo == a.IsLoopback() {
+		if lo {
+			return xtables.Yes
+		}
+		return xtables.Unknown
+	}
+	return xtables.No
+}
+
+const tcpSYN = 2
+
+// Leaves returns every way that the first packet of a connection can go through
+// all chains of its family: by chance, and by what could not be evaluated. It is
+// empty if there are no rules of the family.
+func (p *Program) Leaves(pkt proxy.Packet) []xtables.Leaf {
+	f := p.family(pkt.Dst.Addr())
+	if f == nil {
+		return nil
+	}
+	in := xtables.Packet{Proto: pkt.Proto.String(), Src: pkt.Src.Addr(), Dst: pkt.Dst.Addr(),
+		SPort: pkt.Src.Port(), DPort: pkt.Dst.Port(), In: pkt.In, State: xtables.StateNew}
+	if pkt.Proto == conntrack.TCP {
+		in.TCPFlags = tcpSYN
+	}
+	o := xtables.Oracles{MaybeLocal: p.maybeLocal(f), Set: p.cfg.Set, Recent: p.cfg.Recent, Route: p.cfg.Route, Device: device}
+	stations := xtables.Received()
+	if pkt.FromNode {
+		in.In = ""
+		stations = xtables.Sent()
+		for _, s := range xtables.Received() {
+			if s.Chain == "INPUT" { // what the node sends to itself comes back by lo
+				stations = append(stations, s)
+			}
+		}
+		o.Device = func(name string, out bool, p *xtables.Packet) xtables.Tri {
+			if !out {
+				return xtables.No
+			}
+			return device(name, out, p)
+		}
+	}
+	return f.walker.Walk(in, stations, o)
+}
