@@ -1,0 +1,287 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/exporters/text"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/liverules"
+	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/explain"
+)
+
+// explainFlags are the flags of kptrace explain.
+type explainFlags struct {
+	rules         rulesFlags
+	packet, from  string
+	namespace     string
+	allNamespaces bool
+	ports         []string
+	in            string
+	all           bool
+	output        string
+}
+
+func newExplainCmd() *cobra.Command {
+	var f explainFlags
+	cmd := &cobra.Command{
+		Use:   "explain [svc/NAME]",
+		Short: "Predict the way of a packet: endpoints, odds, rules, verdict",
+		Long: `Predict the way of a packet through the rules of a node: which Service it is
+for, which endpoints it can reach and with what odds, whether its source is
+replaced, what becomes of it, and by which rules.
+
+Rules come from what iptables-save printed (--rules FILE, or - for stdin): any
+kube-proxy in iptables mode, either flavour, with whatever else is in the
+tables. That needs no root, no cluster, and works on any OS. With --manifests,
+and no --rules, they are those that kptrace would write for a folder of YAML;
+with both, the YAML gives names and says why endpoints are no candidates.
+
+Without a packet: a table of every Service, its endpoints and their odds.
+
+Nothing is guessed. What a text cannot tell (sets, sockets, which addresses are
+the node's) is reported as not evaluated, and if it matters the answer is given
+for both cases. --node-ip says which addresses are the node's own.
+
+Odds are those of a client without a session affinity entry.
+
+Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if rules lead nowhere.`,
+		Example: `  # Every Service of a node, its endpoints and their odds
+  ssh node iptables-save | kptrace explain --rules -
+
+  # One packet through those rules
+  ssh node iptables-save | kptrace explain --rules - --packet tcp:10.244.1.2:40000-10.96.0.10:80
+
+  # A Service by name, from one client, as JSON with path and odds
+  kptrace explain svc/foo -n shop --from 10.244.1.2 --rules node1.rules -o json
+
+  # What kptrace would do with it, with the names of pods and who is excluded and why
+  kptrace explain svc/foo -n shop --from pod/web --manifests ./state --node node1`,
+		Args: cobra.MaximumNArgs(1),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return []string{"svc/"}, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) },
+	}
+	fl := cmd.Flags()
+	fl.SortFlags = false
+	f.rules.add(cmd)
+	fl.StringVar(&f.packet, "packet", "", "packet to walk, as tcp:10.244.1.2:40000-10.96.0.10:80")
+	fl.StringVar(&f.from, "from", "", "client of svc/NAME: an address, pod/x, or node for the node itself")
+	fl.StringArrayVar(&f.ports, "port", nil, "only this Service port, by number or name")
+	fl.StringVarP(&f.namespace, "namespace", "n", cmp.Or(os.Getenv("KPTRACE_NAMESPACE"), "default"), "namespace of the Service ($KPTRACE_NAMESPACE)")
+	fl.BoolVarP(&f.allNamespaces, "all-namespaces", "A", false, "all namespaces (the default of the table)")
+	fl.StringVar(&f.in, "in", "", "interface the packet comes in by, where rules ask for it")
+	fl.BoolVar(&f.all, "all", false, "print the rules of every endpoint's way, not only of one")
+	fl.StringVarP(&f.output, "output", "o", "text", "text or json")
+	completeFrom(cmd, "output", []string{"text", "json"})
+	return cmd
+}
+
+func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
+	switch {
+	case f.output != "text" && f.output != "json":
+		return usageErr(fmt.Errorf("-o: unknown format %q: use text or json", f.output))
+	case f.packet != "" && (len(args) > 0 || f.from != ""):
+		return usageErr(errors.New("--packet names both ends: it does not go with svc/NAME or --from"))
+	case f.from != "" && len(args) == 0:
+		return usageErr(errors.New("--from goes with svc/NAME"))
+	}
+	ns := ""
+	if cmd.Flags().Changed("namespace") || len(args) > 0 && !f.allNamespaces {
+		ns = f.namespace
+	}
+	var svc string
+	if len(args) > 0 {
+		sel, err := trace.ParseResource(args[0], ns)
+		if err != nil {
+			return usageErr(err)
+		}
+		if sel.Kind != trace.SelectService {
+			return usageErr(fmt.Errorf("%s is no Service: use svc/NAME", args[0]))
+		}
+		svc, ns = sel.Name, sel.Namespace
+	}
+	live, err := f.rules.load(cmd.Context(), cmd.InOrStdin())
+	if err != nil {
+		return err
+	}
+	services := f.choose(live, ns, svc)
+	if svc != "" && len(services) == 0 {
+		return live.unknown(ns, svc)
+	}
+	if f.packet == "" && f.from == "" {
+		return f.table(cmd, live, services)
+	}
+	var packets []proxy.Packet
+	if f.packet != "" {
+		pkt, err := parsePacket(f.packet)
+		if err != nil {
+			return usageErr(fmt.Errorf("--packet: %w", err))
+		}
+		packets = []proxy.Packet{pkt}
+	} else if packets, err = f.packets(live, services); err != nil {
+		return usageErr(err)
+	}
+	return f.answer(cmd, live, packets)
+}
+
+// choose picks Services by namespace, name and port.
+func (f *explainFlags) choose(live *rulesOf, ns, svc string) []*liverules.Service {
+	var out []*liverules.Service
+	for _, s := range live.program.Services() {
+		if ns != "" && s.Name.Namespace != ns || svc != "" && s.Name.Name != svc {
+			continue
+		}
+		if len(f.ports) > 0 && !slices.ContainsFunc(f.ports, func(p string) bool {
+			return p == s.Name.Port || slices.ContainsFunc(s.Fronts, func(x liverules.Front) bool { return p == strconv.Itoa(int(x.Port)) })
+		}) {
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func (f *explainFlags) table(cmd *cobra.Command, live *rulesOf, services []*liverules.Service) error {
+	bad := 0
+	for _, s := range services {
+		for i := range s.Fronts {
+			if s.Fronts[i].Missing > 0 || s.Fronts[i].Verdict == proxy.Pass {
+				bad++
+			}
+		}
+	}
+	mode := live.program.Mode()
+	var err error
+	if f.output == "json" {
+		err = printJSON(cmd.OutOrStdout(), text.ToRulesJSON(mode, services))
+	} else {
+		live.talk(cmd.ErrOrStderr())
+		if len(services) > 0 {
+			err = text.Rules(cmd.OutOrStdout(), services, live.endpointName)
+		}
+	}
+	if err == nil && bad > 0 {
+		return &exitCodeError{code: exitProblem}
+	}
+	if err == nil && len(services) == 0 {
+		return live.nothing()
+	}
+	return err
+}
+
+// packets makes one packet for each address of the Services.
+func (f *explainFlags) packets(live *rulesOf, services []*liverules.Service) ([]proxy.Packet, error) {
+	src, fromNode, err := live.client(f.from, f.namespace)
+	if err != nil {
+		return nil, err
+	}
+	var out []proxy.Packet
+	for _, s := range services {
+		for i := range s.Fronts {
+			x := &s.Fronts[i]
+			dst := x.Addr
+			if !dst.IsValid() {
+				j := slices.IndexFunc(live.addrs, func(a netip.Addr) bool { return a.Is6() == s.IP6 })
+				if j < 0 {
+					continue // no address of the node to send to
+				}
+				dst = live.addrs[j]
+			}
+			if dst.Is6() != src.Is6() {
+				continue
+			}
+			out = append(out, proxy.Packet{Proto: s.Name.Proto, Src: netip.AddrPortFrom(src, 40000),
+				Dst: netip.AddrPortFrom(dst, x.Port), FromNode: fromNode, In: f.in})
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("the Service has no address of the family of %s", src)
+	}
+	return out, nil
+}
+
+func (f *explainFlags) answer(cmd *cobra.Command, live *rulesOf, packets []proxy.Packet) error {
+	var docs []text.ExplainJSON
+	for i, pkt := range packets {
+		if slices.Contains(live.addrs, pkt.Src.Addr()) || pkt.Src.Addr().IsLoopback() {
+			pkt.FromNode = true
+		}
+		if pkt.In == "" && !pkt.FromNode {
+			pkt.In = f.in
+		}
+		a := explain.Live(live.program, pkt)
+		a.Rules = live.from
+		a.Notes = append(a.Notes, live.notes...)
+		a.Name(live.snapshot, proxy.Overlay{})
+		if f.output == "json" {
+			docs = append(docs, text.ToExplainJSON(&a))
+			continue
+		}
+		if i > 0 {
+			fmt.Fprintln(cmd.OutOrStdout())
+		}
+		if err := text.Explain(cmd.OutOrStdout(), &a, f.all); err != nil {
+			return err
+		}
+	}
+	if f.output == "json" && len(docs) == 1 {
+		return printJSON(cmd.OutOrStdout(), docs[0])
+	} else if f.output == "json" {
+		return printJSON(cmd.OutOrStdout(), docs)
+	}
+	return nil
+}
+
+// parsePacket reads "tcp:10.244.1.2:40000-10.96.0.10:80".
+func parsePacket(s string) (proxy.Packet, error) {
+	form := errors.New("use PROTO:SOURCE:PORT-DESTINATION:PORT, as tcp:10.244.1.2:40000-10.96.0.10:80 or udp:[fd00::2]:40000-[fd00:96::a]:53")
+	word, ends, ok := strings.Cut(s, ":")
+	if !ok {
+		return proxy.Packet{}, fmt.Errorf("%q is no packet: %w", s, form)
+	}
+	proto, err := conntrack.ParseProto(word)
+	if err != nil || proto == conntrack.ICMP || proto == conntrack.ICMPv6 {
+		return proxy.Packet{}, fmt.Errorf("protocol %q: use tcp, udp or sctp", word)
+	}
+	from, to, ok := strings.Cut(ends, "-")
+	if !ok {
+		return proxy.Packet{}, fmt.Errorf("%q has no destination: %w", s, form)
+	}
+	src, err := netip.ParseAddrPort(from)
+	if err != nil {
+		return proxy.Packet{}, fmt.Errorf("source %q: %w", from, form)
+	}
+	dst, err := netip.ParseAddrPort(to)
+	if err != nil {
+		return proxy.Packet{}, fmt.Errorf("destination %q: %w", to, form)
+	}
+	if src.Addr().Is6() != dst.Addr().Is6() {
+		return proxy.Packet{}, fmt.Errorf("%s and %s are not of one family", from, to)
+	}
+	return proxy.Packet{Proto: proto, Src: src, Dst: dst}, nil
+}
+
+// load gets rules and, where there are any, the objects behind them.
+func (f *rulesFlags) load(ctx context.Context, stdin io.Reader) (*rulesOf, error) {
+	switch {
+	case len(f.files) > 0:
+		return f.fromFiles(ctx, stdin)
+	case f.manifests != "":
+		return f.desired(ctx)
+	}
+	return nil, usageErr(errors.New("say where rules come from: --rules FILE (what iptables-save printed; - is stdin), or --manifests DIR for what kptrace would write"))
+}

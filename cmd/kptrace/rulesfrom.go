@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/iptables"
+	"github.com/kptrace/kptrace/proxy/kube/apiserver"
+	"github.com/kptrace/kptrace/proxy/liverules"
+	"github.com/kptrace/kptrace/trace"
+)
+
+// rulesFlags say where the rules of a node come from, for the verbs that look at
+// rules.
+type rulesFlags struct {
+	files     []string
+	nodeIPs   []string
+	manifests string
+	node      string
+}
+
+func (f *rulesFlags) add(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringArrayVar(&f.files, "rules", nil, "what iptables-save or ip6tables-save printed: a file, or - for stdin; repeatable")
+	fl.StringArrayVar(&f.nodeIPs, "node-ip", nil, "an address of the node whose rules these are; give all, where it matters")
+	fl.StringVar(&f.manifests, "manifests", "", "folder of Kubernetes YAML with the Services and EndpointSlices")
+	fl.StringVar(&f.node, "node", "", "name of the node, with --manifests (default: the host's)")
+	_ = cmd.MarkFlagFilename("rules")
+	_ = cmd.MarkFlagDirname("manifests")
+}
+
+// rulesOf is a node's rules, and what is known around them.
+type rulesOf struct {
+	program  *liverules.Program
+	dumps    []xtables.Dump
+	from     string
+	addrs    []netip.Addr // nil if unknown
+	snapshot *proxy.Snapshot
+	notes    []string
+}
+
+func (f *rulesFlags) addrs() ([]netip.Addr, error) {
+	var out []netip.Addr
+	for _, s := range f.nodeIPs {
+		for _, one := range strings.Split(s, ",") {
+			a, err := netip.ParseAddr(strings.TrimSpace(one))
+			if err != nil {
+				return nil, usageErr(fmt.Errorf("--node-ip %q: use an address", one))
+			}
+			out = append(out, a)
+		}
+	}
+	return out, nil
+}
+
+// fromFiles reads what iptables-save printed.
+func (f *rulesFlags) fromFiles(ctx context.Context, stdin io.Reader) (*rulesOf, error) {
+	r := &rulesOf{}
+	var err error
+	if r.addrs, err = f.addrs(); err != nil {
+		return nil, err
+	}
+	if f.manifests != "" {
+		if r.snapshot, err = f.snapshot(ctx); err != nil {
+			return nil, err
+		}
+		if r.addrs == nil && len(r.snapshot.Node.Addrs) > 0 {
+			r.notes = append(r.notes, "the Node object's addresses are taken for all that the node has; --node-ip says otherwise")
+			r.addrs = r.snapshot.Node.Addrs
+		}
+	}
+	var names []string
+	for _, name := range f.files {
+		dumps, err := readDumps(name, stdin)
+		if err != nil {
+			return nil, err
+		}
+		r.dumps = append(r.dumps, dumps...)
+		names = append(names, strings.ReplaceAll(name, "-", "stdin"))
+	}
+	rulesets, err := r.pick()
+	if err != nil {
+		return nil, err
+	}
+	r.from = "the rules of " + strings.Join(names, ", ")
+	r.program = liverules.New(liverules.Config{Addrs: r.addrs}, rulesets...)
+	return r, nil
+}
+
+func readDumps(name string, stdin io.Reader) ([]xtables.Dump, error) {
+	var b []byte
+	var err error
+	if name == "-" {
+		b, err = io.ReadAll(stdin)
+	} else {
+		b, err = os.ReadFile(name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading rules: %w", err)
+	}
+	dumps, err := xtables.ParseDumps(string(b))
+	if err != nil {
+		return nil, fmt.Errorf("reading rules of %s: %w", name, err)
+	}
+	return dumps, nil
+}
+
+// pick takes one ruleset of each family: of two flavours the one with Services.
+// The other one's rules count too, but which packet meets them first is not told
+// by a text; what is there is said.
+func (r *rulesOf) pick() ([]*xtables.Ruleset, error) {
+	var out []*xtables.Ruleset
+	for _, family := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
+		var best *xtables.Dump
+		for i := range r.dumps {
+			d := &r.dumps[i]
+			r.notes = append(r.notes, d.Warnings...)
+			if d.Family != family {
+				continue
+			}
+			switch {
+			case best == nil:
+				best = d
+			case best.Flavour == d.Flavour:
+				return nil, usageErr(fmt.Errorf("two rulesets of %v %v: give those of one node", family, d.Flavour))
+			default:
+				other := d
+				if len(xtables.LiveKube(d.Rules)) > len(xtables.LiveKube(best.Rules)) {
+					best, other = d, best
+				}
+				if len(xtables.LiveKube(other.Rules)) > 0 {
+					r.notes = append(r.notes, fmt.Sprintf("both flavours have live rules of a kube-proxy (%v): those of %v are shown, kptrace check says more", family, best.Flavour))
+				} else if other.Rules.Rules() > 0 {
+					r.notes = append(r.notes, fmt.Sprintf("%v has %d rules too (%v), which are not walked here", other.Flavour, other.Rules.Rules(), family))
+				}
+			}
+		}
+		if best != nil {
+			out = append(out, best.Rules)
+		}
+	}
+	return out, nil
+}
+
+func (f *rulesFlags) snapshot(ctx context.Context) (*proxy.Snapshot, error) {
+	name, err := nodeName(f.node)
+	if err != nil {
+		return nil, err
+	}
+	state, err := openState(f.manifests, apiserver.Config{NodeName: name, Logger: newLogger(io.Discard, "text", slog.LevelError)})
+	if err != nil {
+		return nil, err
+	}
+	return state.load(ctx)
+}
+
+// desired renders what kptrace would write.
+func (f *rulesFlags) desired(ctx context.Context) (*rulesOf, error) {
+	s, err := f.snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := &rulesOf{snapshot: s, from: "the rules that kptrace would write for " + f.manifests}
+	if r.addrs, err = f.addrs(); err != nil {
+		return nil, err
+	}
+	if r.addrs == nil {
+		r.addrs = s.Node.Addrs
+	}
+	var rulesets []*xtables.Ruleset
+	for _, family := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
+		program := iptables.New(iptables.Config{Family: family, LocalhostNodePorts: true}).Render(s, proxy.Overlay{})
+		rs, err := xtables.Parse(family, program.Text())
+		if err != nil {
+			return nil, fmt.Errorf("reading our own rules: %w", err)
+		}
+		rulesets = append(rulesets, rs)
+	}
+	r.program = liverules.New(liverules.Config{Addrs: r.addrs}, rulesets...)
+	return r, nil
+}
+
+// client reads --from: an address, pod/x, or node.
+func (r *rulesOf) client(from, namespace string) (a netip.Addr, node bool, err error) {
+	if from == "node" {
+		if len(r.addrs) == 0 {
+			return a, false, errors.New("--from node: say by --node-ip which address the node has")
+		}
+		return r.addrs[0], true, nil
+	}
+	if a, err := netip.ParseAddr(from); err == nil {
+		return a, false, nil
+	}
+	sel, err := trace.ParseSelector(from, namespace)
+	if err != nil || sel.Kind != trace.SelectPod {
+		return a, false, fmt.Errorf("--from %q: use an address, pod/NAME, or node", from)
+	}
+	if r.snapshot == nil {
+		return a, false, fmt.Errorf("--from %s: rules know addresses only: give the pod's, or --manifests with the Pod in it", from)
+	}
+	for a, p := range r.snapshot.Pods {
+		if p.Name == sel.Name && p.Namespace == sel.Namespace {
+			return a, false, nil
+		}
+	}
+	return a, false, fmt.Errorf("--from %s: there is no such pod in namespace %s", from, sel.Namespace)
+}
+
+func (r *rulesOf) endpointName(c proxy.Choice) string {
+	if r.snapshot != nil {
+		if p, ok := r.snapshot.Pods[c.Endpoint.Addr()]; ok {
+			return fmt.Sprintf("%s (%s)", c.Endpoint, p.Name)
+		}
+	}
+	return c.Endpoint.String()
+}
+
+// talk says on stderr what a reader of the table has to know.
+func (r *rulesOf) talk(w io.Writer) {
+	for _, n := range r.notes {
+		fmt.Fprintln(w, "note:", n)
+	}
+}
+
+// nothing says why a table is empty.
+func (r *rulesOf) nothing() error {
+	switch r.program.Mode() {
+	case proxy.IPVS:
+		return errors.New("these are the rules of a kube-proxy in ipvs mode: which endpoints a Service has is not in them but in IPVS (ipvsadm -Ln)")
+	case proxy.Userspace:
+		return errors.New("these are the rules of a kube-proxy in userspace mode: which endpoints a Service has only that process knows")
+	case proxy.IPTables:
+		return errors.New("there are chains of a kube-proxy, and no Service in them")
+	}
+	return errors.New("there are no rules of a kube-proxy in iptables mode here: is it the other flavour (iptables-legacy-save, iptables-nft-save), nftables mode (nft list table ip kube-proxy), or does something else handle Services (Cilium, Calico eBPF)?")
+}
+
+// unknown says which Services there are.
+func (r *rulesOf) unknown(ns, name string) error {
+	var names []string
+	for _, s := range r.program.Services() {
+		names = append(names, s.Name.Namespace+"/"+s.Name.Name)
+	}
+	if len(names) == 0 {
+		return r.nothing()
+	}
+	err := fmt.Errorf("no Service %s/%s in these rules", ns, name)
+	if near := trace.Similar(ns+"/"+name, names); len(near) > 0 {
+		err = fmt.Errorf("%w: did you mean %s?", err, strings.Join(near, ", "))
+	}
+	return err
+}
