@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/proxytest"
 )
 
 // watched applies a Snapshot and lets Watch repair it until the test ends.
@@ -84,7 +85,7 @@ func TestDrift(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				cfg := base
-				cfg.Tools.Netns = newNS(t).Fd()
+				cfg.Tools.Netns = proxytest.NewNS(t).Fd()
 				b, _ := watched(t, cfg, overall())
 				p := b.Render(overall(), proxy.Overlay{})
 				if base.Flavour == "legacy" {
@@ -109,7 +110,7 @@ func TestDrift(t *testing.T) {
 func TestNoDrift(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, cfg Config) {
 		t.Parallel()
-		cfg.Tools.Netns = newNS(t).Fd()
+		cfg.Tools.Netns = proxytest.NewNS(t).Fd()
 		s := overall()
 		b, repairs := watched(t, cfg, s)
 		for i := range 10 {
@@ -135,7 +136,7 @@ func TestNoDrift(t *testing.T) {
 // TestDriftWhileWriting has somebody write between our commits.
 func TestDriftWhileWriting(t *testing.T) {
 	cfg := overallConfig()
-	cfg.Flavour, cfg.Tools.Netns = "nft", newNS(t).Fd()
+	cfg.Flavour, cfg.Tools.Netns = "nft", proxytest.NewNS(t).Fd()
 	b, repairs := watched(t, cfg, overall())
 	b.apply.Lock()
 	b.watch.Pause(false)

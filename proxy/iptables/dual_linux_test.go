@@ -10,6 +10,7 @@ import (
 
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/proxytest"
 )
 
 // dualStack is overall and a Service of both families.
@@ -109,7 +110,7 @@ func TestDual(t *testing.T) {
 
 // TestDualWithoutIPv6 runs where IPv6 is switched off.
 func TestDualWithoutIPv6(t *testing.T) {
-	ns := newNS(t)
+	ns := proxytest.NewNS(t)
 	if err := ns.SetSysctl("net.ipv6.conf.all.disable_ipv6", "1"); err != nil {
 		t.Fatal(err)
 	}

@@ -17,14 +17,14 @@ import (
 type try struct {
 	to         netip.AddrPort
 	start, end time.Time
-	reply      reply
+	reply      proxytest.Reply
 }
 
 // hammer makes connections from a source to all addresses in turn until stop
 // is closed.
-func (w *world) hammer(s proxytest.Source, stop <-chan struct{}, to ...netip.AddrPort) []try {
+func hammer(t *testing.T, w *proxytest.World, s proxytest.Source, stop <-chan struct{}, to ...netip.AddrPort) []try {
 	var tries []try
-	err := w.ns[s].Do(func() error {
+	err := w.NS[s].Do(func() error {
 		for i := 0; ; i++ {
 			select {
 			case <-stop:
@@ -32,14 +32,14 @@ func (w *world) hammer(s proxytest.Source, stop <-chan struct{}, to ...netip.Add
 			default:
 			}
 			c := try{to: to[i%len(to)], start: time.Now()}
-			c.reply = dial(conntrack.TCP, c.to, 3*time.Second)
+			c.reply = proxytest.Dial(conntrack.TCP, c.to, 3*time.Second)
 			c.end = time.Now()
 			tries = append(tries, c)
 			runtime.Gosched()
 		}
 	})
 	if err != nil {
-		w.t.Error(err)
+		t.Error(err)
 	}
 	return tries
 }
@@ -57,9 +57,9 @@ type span struct {
 func TestTransitions(t *testing.T) {
 	for _, flavour := range []string{"nft", "legacy"} {
 		t.Run(flavour, func(t *testing.T) {
-			w := newWorld(t)
+			w := proxytest.NewWorld(t, false)
 			cfg := configFor(proxytest.Setup{ClusterCIDR: proxytest.ClusterCIDR})
-			cfg.Flavour, cfg.Tools.Netns = flavour, w.node.Fd()
+			cfg.Flavour, cfg.Tools.Netns = flavour, w.Node.Fd()
 			b := New(cfg)
 			vip, sticky := netip.MustParseAddrPort("10.96.9.1:80"), netip.MustParseAddrPort("10.96.9.2:80")
 			nodePort := netip.AddrPortFrom(proxytest.NodeAddr, 30200)
@@ -77,7 +77,7 @@ func TestTransitions(t *testing.T) {
 			var tries []try
 			for _, s := range []proxytest.Source{proxytest.FromPod, proxytest.FromOutside, proxytest.FromNode} {
 				wg.Go(func() {
-					got := w.hammer(s, stop, vip, gone, other, nodePort)
+					got := hammer(t, w, s, stop, vip, gone, other, nodePort)
 					mu.Lock()
 					defer mu.Unlock()
 					tries = append(tries, got...)
@@ -87,7 +87,7 @@ func TestTransitions(t *testing.T) {
 			steady := map[proxytest.Source][]try{}
 			for _, s := range []proxytest.Source{proxytest.FromElsewhere, proxytest.FromB} {
 				wg.Go(func() {
-					got := w.hammer(s, stop, sticky)
+					got := hammer(t, w, s, stop, sticky)
 					mu.Lock()
 					defer mu.Unlock()
 					steady[s] = got
@@ -136,12 +136,12 @@ func TestTransitions(t *testing.T) {
 			}
 			close(stop)
 			wg.Wait()
-			w.judge(t, tries, spans)
+			judge(w, t, tries, spans)
 			for s, tries := range steady {
-				stuck := tries[0].reply.endpoint
+				stuck := tries[0].reply.Endpoint
 				for i, c := range tries {
-					if c.reply.err != nil || c.reply.endpoint != stuck {
-						t.Errorf("%s: connection %d of %d went to %s (%s), want always %s", s, i, len(tries), c.reply.endpoint, c.reply.outcome(), stuck)
+					if c.reply.Err != nil || c.reply.Endpoint != stuck {
+						t.Errorf("%s: connection %d of %d went to %s (%s), want always %s", s, i, len(tries), c.reply.Endpoint, c.reply.Outcome(), stuck)
 						break
 					}
 				}
@@ -155,17 +155,17 @@ func TestTransitions(t *testing.T) {
 }
 
 // judge holds every connection against the spans it overlaps.
-func (w *world) judge(t *testing.T, tries []try, spans []span) {
+func judge(w *proxytest.World, t *testing.T, tries []try, spans []span) {
 	counts, bad := map[string]int{}, 0
 	for _, c := range tries {
-		outcome := c.reply.outcome()
+		outcome := c.reply.Outcome()
 		counts[fmt.Sprintf("%s %s", c.to, outcome)]++
 		right := outcome == "answered" || slices.ContainsFunc(spans, func(s span) bool {
 			return s.to == c.to && s.outcome == outcome && c.start.Before(s.end) && c.end.After(s.start)
 		})
 		if !right {
 			if bad++; bad <= 10 {
-				t.Errorf("connection to %s at %s: %s (%v)", c.to, c.start.Format("05.000000"), outcome, c.reply.err)
+				t.Errorf("connection to %s at %s: %s (%v)", c.to, c.start.Format("05.000000"), outcome, c.reply.Err)
 			}
 		}
 	}

@@ -77,19 +77,19 @@ func TestReports(t *testing.T) {
 	}
 	for _, flavour := range []string{"nft", "legacy"} {
 		t.Run(flavour, func(t *testing.T) {
-			w := newWorld(t)
-			w.serve(proxytest.FromNode)
+			w := proxytest.NewWorld(t, false)
+			w.Serve(proxytest.FromNode)
 			cfg := configFor(proxytest.Setup{ClusterCIDR: proxytest.ClusterCIDR})
-			cfg.Flavour, cfg.Tools.Netns = flavour, w.node.Fd()
+			cfg.Flavour, cfg.Tools.Netns = flavour, w.Node.Fd()
 			mustApply(t, New(cfg), services)
 			before := reports(t, cfg)
 			for _, tt := range tests {
 				t.Run(tt.name, func(t *testing.T) {
 					to := netip.MustParseAddrPort(tt.to)
 					if tt.name == "datagrams" {
-						w.exchange(t, tt.from, to)
+						exchange(w, t, tt.from, to)
 					} else {
-						w.from(tt.from, tt.kind, to, time.Second)
+						w.From(tt.from, tt.kind, to, time.Second)
 					}
 					time.Sleep(5 * time.Millisecond) // for the last reset
 					after := reports(t, cfg)
@@ -110,8 +110,8 @@ func TestReports(t *testing.T) {
 }
 
 // exchange sends three datagrams and waits for the answer to each.
-func (w *world) exchange(t *testing.T, s proxytest.Source, to netip.AddrPort) {
-	err := w.ns[s].Do(func() error {
+func exchange(w *proxytest.World, t *testing.T, s proxytest.Source, to netip.AddrPort) {
+	err := w.NS[s].Do(func() error {
 		c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(to))
 		if err != nil {
 			return err

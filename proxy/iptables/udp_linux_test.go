@@ -31,9 +31,9 @@ func TestUDPFollows(t *testing.T) {
 	for _, flavour := range []string{"nft", "legacy"} {
 		t.Run(flavour, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := proxytest.NewWorld(t, false)
 			var table *conntrack.Conn
-			w.must(w.node.Do(func() (err error) { table, err = conntrack.Open(conntrack.Config{}); return err }))
+			w.Must(w.Node.Do(func() (err error) { table, err = conntrack.Open(conntrack.Config{}); return err }))
 			defer table.Close()
 			deleted := 0
 			r := conntrack.NewReconciler(conntrack.ReconcilerConfig{Table: table,
@@ -42,12 +42,12 @@ func TestUDPFollows(t *testing.T) {
 				},
 				Observe: func(x conntrack.Reconciled) { deleted += x.Deleted }})
 			cfg := Config{Flavour: flavour, LocalhostNodePorts: true, Trace: true}
-			cfg.Tools.Netns = w.node.Fd()
+			cfg.Tools.Netns = w.Node.Fd()
 			b := New(cfg)
 
 			clients := map[string]net.Conn{}
 			for i, to := range []string{"10.96.0.13:53", "192.0.2.1:30053", "198.51.100.5:53"} {
-				w.must(w.ns[proxytest.FromPod].Do(func() error {
+				w.Must(w.NS[proxytest.FromPod].Do(func() error {
 					c, err := net.DialUDP("udp4", &net.UDPAddr{Port: 4000 + i}, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to)))
 					if err == nil {
 						t.Cleanup(func() { c.Close() })
