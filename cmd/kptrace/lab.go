@@ -4,15 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kptrace/kptrace/exporters/relay"
-	"github.com/kptrace/kptrace/internal/netns"
 	"github.com/kptrace/kptrace/lab"
 	"github.com/kptrace/kptrace/proxy"
 )
@@ -51,6 +48,7 @@ it ends, however it ends.`,
 type labFlags struct {
 	name           string
 	mode, flavour  string
+	guest          bool
 	kernelTimeouts bool
 	verbose        bool
 }
@@ -60,6 +58,7 @@ func (f *labFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.name, "name", "", "name of the lab, to have several at once")
 	fl.StringVar(&f.mode, "mode", "iptables", "how the nodes' proxies program the kernel: iptables")
 	fl.StringVar(&f.flavour, "iptables-flavour", "auto", "auto, nft or legacy")
+	fl.BoolVar(&f.guest, "guest", false, "run in a guest kernel (user-mode Linux) even where this one would do: to compare modes on one kernel")
 	fl.BoolVar(&f.kernelTimeouts, "kernel-timeouts", false, "keep the kernel's conntrack timeouts instead of short ones")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "show what the nodes' proxies log")
 }
@@ -98,29 +97,6 @@ func labSockets(name string) string {
 		dir += "-" + name
 	}
 	return dir
-}
-
-// inSandbox runs f in a sandbox. Outside of one it runs this program again,
-// inside, with the same arguments.
-func inSandbox(cmd *cobra.Command, f func(ctx context.Context) error) error {
-	if netns.Inside() {
-		return f(cmd.Context())
-	}
-	code, err := netns.Reexec(cmd.Context(), netns.Sandbox{
-		Args: os.Args[1:],
-		// Inside, everybody is uid 0: say where our sockets are.
-		Env:     []string{"KPTRACE_SOCKET=" + relay.DefaultSocket()},
-		Stdout:  cmd.OutOrStdout(),
-		Stderr:  cmd.ErrOrStderr(),
-		Forward: []os.Signal{syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT},
-	})
-	if err != nil {
-		return err
-	}
-	if code != 0 {
-		return &exitCodeError{code: code}
-	}
-	return nil
 }
 
 // keepLast keeps the end of what is written, to be shown if things go wrong.
@@ -162,7 +138,7 @@ func startLab(ctx context.Context, cmd *cobra.Command, cfg lab.Config, verbose b
 	for _, p := range l.Problems() {
 		fmt.Fprintln(cmd.ErrOrStderr(), "problem:", p.Error())
 	}
-	ready, cancel := context.WithTimeout(ctx, labStartTime)
+	ready, cancel := context.WithTimeout(ctx, startPatience())
 	defer cancel()
 	if err := l.WaitReady(ready); err != nil {
 		l.Close()

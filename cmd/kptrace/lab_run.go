@@ -47,6 +47,9 @@ Meanwhile kptrace lab exec, fault, status and down work from other terminals.`,
   # The summary alone, as one line of JSON
   kptrace lab run --for 10s -o json
 
+  # In a kernel of its own: one CPU, iptables-legacy, IPVS
+  kptrace lab run --guest
+
   # A folder of Kubernetes YAML of your own
   kptrace lab run --scenario ./state`,
 		Args: noArgs,
@@ -66,7 +69,7 @@ Meanwhile kptrace lab exec, fault, status and down work from other terminals.`,
 			} else {
 				cfg.Scenario = scenario
 			}
-			return inSandbox(cmd, func(ctx context.Context) error {
+			return f.inLab(cmd, func(ctx context.Context) error {
 				return runLab(ctx, cmd, cfg, f.verbose, runFor, output)
 			})
 		},

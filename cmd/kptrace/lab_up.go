@@ -36,9 +36,12 @@ at the start only.`,
 			if err := f.check(); err != nil {
 				return err
 			}
+			if err := f.refuseGuest(cmd); err != nil {
+				return err
+			}
 			cfg := f.config()
 			cfg.Dir, cfg.Scenario = dir, scenario
-			return inSandbox(cmd, func(ctx context.Context) error {
+			return f.inLab(cmd, func(ctx context.Context) error {
 				if dir != "" && !lab.HasManifests(dir) {
 					if err := lab.WriteScenario(scenario, dir); err != nil {
 						return err

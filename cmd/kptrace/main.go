@@ -14,7 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/kptrace/kptrace/internal/netns"
+	"github.com/kptrace/kptrace/internal/umlguest"
 )
 
 // Exit codes, as every verb uses them.
@@ -25,7 +25,7 @@ const (
 )
 
 func main() {
-	netns.Init() // does not return in the first process of a sandbox
+	umlguest.Init() // does not return in the first process of a sandbox or a guest
 	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 

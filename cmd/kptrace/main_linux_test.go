@@ -17,6 +17,7 @@ import (
 
 	"github.com/kptrace/kptrace/internal/exec"
 	"github.com/kptrace/kptrace/internal/netns"
+	"github.com/kptrace/kptrace/internal/umlguest"
 	"github.com/kptrace/kptrace/lab"
 )
 
@@ -25,7 +26,7 @@ var update = flag.Bool("update", false, "write the README's demo block from a re
 // TestMain lets the test binary be kptrace when it is called so, and runs the
 // tests in a sandbox: as any user, and without touching this machine.
 func TestMain(m *testing.M) {
-	netns.Init()
+	umlguest.Init()
 	if filepath.Base(os.Args[0]) == "kptrace" {
 		testscript.Main(m, map[string]func(){"kptrace": main})
 	}
