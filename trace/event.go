@@ -2,6 +2,8 @@ package trace
 
 import (
 	"fmt"
+	"net/netip"
+	"time"
 
 	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/proxy"
@@ -93,11 +95,16 @@ const (
 	// a dump; KindGone says that the entry asked about no longer exists.
 	KindEntry
 	KindGone
+	// KindTryFailed, KindConnected and KindRelayEnd come from the userspace
+	// proxy, as does KindPick once for each of its tries.
+	KindTryFailed
+	KindConnected
+	KindRelayEnd
 )
 
 var eventKinds = [...]string{
 	"none", "pick", "miss", "reject", "drop", "syn", "synack", "fin", "rst", "icmp", "reply",
-	"new", "destroy", "entry", "gone",
+	"new", "destroy", "entry", "gone", "try-failed", "connected", "relay-end",
 }
 
 // String returns the kind in lower case.
@@ -173,4 +180,20 @@ type Event struct {
 	Timeout     uint32
 	Out, In     conntrack.Counters
 	Start, Stop int64
+
+	// Relayed is what only the userspace proxy knows, nil for other sources.
+	// The Reply of its events is what its answers to the client look like on
+	// arrival, Out and In hold bytes of payload.
+	Relayed *Relayed
+}
+
+// Relayed is what the userspace proxy tells of a connection; see
+// proxy.RelayEvent.
+type Relayed struct {
+	ID       uint64
+	Failure  proxy.RelayFailure
+	End      proxy.RelayEnd
+	Affinity Affinity
+	Age      time.Duration
+	Upstream netip.AddrPort
 }

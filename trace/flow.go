@@ -181,6 +181,8 @@ const (
 	ResetByClient    Reason = "reset-by-client"
 	NoEndpoints      Reason = "no-endpoints"
 	NoLocalEndpoints Reason = "no-local-endpoints"
+	// ProxyStopped: the userspace proxy ended, and with it what it relayed.
+	ProxyStopped Reason = "proxy-stopped"
 )
 
 // Attempt is one try to reach one endpoint.

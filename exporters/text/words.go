@@ -154,6 +154,8 @@ func outcomeWords(f *trace.Flow, now time.Time) string {
 			who = " by endpoint"
 		case trace.ResetByClient:
 			who = " by client"
+		case trace.ProxyStopped:
+			who = " by the proxy, which stopped,"
 		}
 		text := "reset" + who
 		if f.Duration >= 0 {

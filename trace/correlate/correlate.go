@@ -47,6 +47,10 @@ func New(cfg Config) *Correlator {
 func (c *Correlator) Handle(e *trace.Event) {
 	c.begun(e.Time)
 	c.now = max(c.now, e.Time)
+	if e.Relayed != nil {
+		c.relayed(e)
+		return
+	}
 	switch e.Kind {
 	case trace.KindMiss:
 		c.misses.add(e)

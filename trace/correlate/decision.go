@@ -45,6 +45,10 @@ func (c *Correlator) decide(f *trace.Flow, e *trace.Event) (masqueraded bool) {
 		}
 	}
 
+	if e.Relayed != nil {
+		d.Affinity, d.AffinityAge, d.Masquerade = e.Relayed.Affinity, e.Relayed.Age, "relay"
+		return true
+	}
 	missed := c.misses.take(e)
 	c.judgeAffinity(f, e, w, missed)
 	if x != nil && d.Algorithm == "random" && d.Affinity != trace.AffinityHit {

@@ -141,7 +141,7 @@ func (r *rec) settle() {
 	default:
 		a := &f.Attempts[n-1]
 		switch {
-		case r.startUnknown:
+		case r.startUnknown, r.relayed && r.answerAt == 0:
 		case a.Outcome == tryRefused || a.Outcome == tryUnreachable:
 			a.Latency = time.Duration(max(0, r.endAt-r.tryStart))
 		case r.answerAt != 0:

@@ -47,7 +47,7 @@ func (c *Correlator) lacksEntry(r *rec, e *trace.Event) bool {
 		return false
 	}
 	soon := e.Time-r.lastSyn <= int64(c.cfg.Hold)
-	same := r.f.Backend.Addr == e.Reply.Src()
+	same := r.leadsTo(e.Reply)
 	return soon && (same || r.phase < ended) || same && r.phase < ended
 }
 
@@ -82,11 +82,13 @@ func (c *Correlator) attach(r *rec, e *trace.Event) {
 	r.enter(e)
 	f.Evidence = f.Evidence.With(e.Source)
 	f.CTID, f.Reply = e.CTID, e.Reply
-	f.Decision.SourceSeen = e.Reply.Dst()
+	if !r.relayed {
+		f.Decision.SourceSeen = e.Reply.Dst()
+	}
 	if r.phase < ended {
 		c.setReply(r, e.Reply, false)
 	}
-	if ep := e.Reply.Src(); ep != f.Backend.Addr {
+	if ep := e.Reply.Src(); ep != f.Backend.Addr && !r.relayed {
 		c.rename(f, ep)
 	}
 	if r.replyWait {
@@ -145,7 +147,7 @@ func (c *Correlator) destroyed(e *trace.Event) {
 	}
 	if r == nil {
 		r = oldest(newest, func(r *rec) bool {
-			return r.picked && !r.newSeen && r.f.Backend.Addr == e.Reply.Src() &&
+			return r.picked && !r.newSeen && r.leadsTo(e.Reply) &&
 				c.losses.of(trace.Conntrack, r.start, e.Time)
 		})
 		if r == nil {

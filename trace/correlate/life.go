@@ -200,7 +200,7 @@ func (c *Correlator) end(r *rec, o trace.Outcome, why trace.Reason, missing stri
 func (c *Correlator) finish(r *rec) {
 	f := c.edit(r)
 	f.Ended, f.Completed = true, true
-	if !r.counted {
+	if !r.counted && !r.relayed {
 		// What an earlier look at the entry showed is not the whole.
 		f.Counted, f.Out, f.In = false, conntrack.Counters{}, conntrack.Counters{}
 	}

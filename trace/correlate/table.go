@@ -29,6 +29,7 @@ type rec struct {
 	phase phase
 
 	picked   bool // the decision was seen
+	relayed  bool // by the userspace proxy, whose number it has for isn
 	refused  bool // by a rule: there is no entry to wait for
 	existing bool // from the dump at start
 	// newSeen says that the entry's creation was seen, destroyed and gone that

@@ -1,0 +1,175 @@
+package correlate
+
+import (
+	"time"
+
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
+)
+
+// Connections that the userspace proxy relays. The proxy numbers them and tells
+// all that happens, so nothing has to be guessed: events find their record by
+// tuple and number. Connection tracking adds its entry, which leads from the
+// address dialled to the proxy itself, and its counters.
+
+// relayed takes an event of the userspace proxy.
+func (c *Correlator) relayed(e *trace.Event) {
+	r := c.relayedRec(e)
+	switch {
+	case e.Kind == trace.KindPick && e.Rule == nil:
+		c.stats.foreign.Add(1)
+		return
+	case e.Kind == trace.KindPick && r == nil:
+		c.accepted(e)
+		return
+	case e.Kind == trace.KindRelayEnd && r == nil && e.Relayed.End == proxy.EndedNoEndpoints && e.Rule != nil:
+		refusal := *e
+		refusal.Kind = trace.KindReject
+		c.refuse(&refusal)
+		return
+	case r == nil || r.phase >= closing:
+		c.stats.late.Add(1)
+		return
+	}
+	r.lastEvent = e.Time
+	f := c.edit(r)
+	f.Evidence = f.Evidence.With(e.Source)
+	switch e.Kind {
+	case trace.KindPick:
+		c.tryAnother(r, f, e)
+	case trace.KindTryFailed:
+		a := last(f)
+		a.Outcome, a.Latency = failedTry(e), time.Duration(max(0, e.Time-r.tryBegan()))
+		c.publish(r)
+	case trace.KindConnected:
+		r.answerAt = e.Time
+		f.Decision.SourceSeen = e.Relayed.Upstream
+		c.answeredNow(r, f, e.Time)
+		c.publish(r)
+	case trace.KindRelayEnd:
+		c.relayOver(r, f, e)
+	}
+	if r.phase != free {
+		c.arm(r)
+	}
+}
+
+// relayedRec finds the record of an event's connection.
+func (c *Correlator) relayedRec(e *trace.Event) *rec {
+	for r := c.find(e.Tuple); r != nil; r = r.older {
+		if r.relayed && r.isn == e.TCPSeq {
+			return r
+		}
+	}
+	return nil
+}
+
+// accepted starts a connection with its first pick. Its entry may be here
+// already, waiting.
+func (c *Correlator) accepted(e *trace.Event) {
+	newest := c.find(e.Tuple)
+	r := oldest(newest, func(r *rec) bool { return !r.picked && !r.refused && r.phase == held && r.f.Reply == e.Reply })
+	if live := latest(newest); live != nil && live != r && live.phase < ended {
+		c.succeed(live, e.Time)
+	}
+	if r == nil {
+		r = c.add(e.Tuple, c.find(e.Tuple), e)
+	}
+	f := c.edit(r)
+	r.picked, r.relayed, r.isn = true, true, e.TCPSeq
+	r.keptFrom = c.early.tail
+	r.pickTime, r.lastSyn, r.lastEvent = e.Time, e.Time, e.Time
+	r.startUnknown = false
+	c.decide(f, e)
+	f.Evidence = f.Evidence.With(e.Source)
+	r.try(trace.Attempt{Endpoint: f.Backend, Outcome: tryPending, Latency: -1})
+	r.holdDue = 0
+	f.Reply = e.Reply
+	c.setReply(r, e.Reply, false)
+	r.settle()
+	c.identify(r)
+	if r.phase == held {
+		c.begin(r, e.Time)
+	}
+	c.publish(r)
+	c.arm(r)
+}
+
+// tryAnother notes that another endpoint is dialled.
+func (c *Correlator) tryAnother(r *rec, f *trace.Flow, e *trace.Event) {
+	r.lastSyn, r.tryStart = e.Time, e.Time
+	c.decide(f, e)
+	r.try(trace.Attempt{Endpoint: f.Backend, Start: when(e.Time), Outcome: tryPending, Latency: -1})
+	r.stateDue = e.Time + int64(c.cfg.UnansweredAfter)
+	c.publish(r)
+}
+
+// relayOver ends a connection as the proxy says.
+func (c *Correlator) relayOver(r *rec, f *trace.Flow, e *trace.Event) {
+	r.endAt = e.Time
+	if r.answered {
+		f.Out, f.In, f.Counted = conntrack.Counters{Bytes: e.Out.Bytes}, conntrack.Counters{Bytes: e.In.Bytes}, true
+	}
+	outcome, why := relayOutcome(r, f, e)
+	if r.tcp() && r.answered {
+		// The entry has the counters that all modes show.
+		c.close(r, outcome, why, e.Time+settleWait)
+		return
+	}
+	if !r.tcp() {
+		// Its entry outlives the session, and may serve the next one.
+		r.destroyed = true
+		if outcome == trace.Closed {
+			r.idleSince()
+		}
+	}
+	c.end(r, outcome, why, "")
+}
+
+// relayOutcome is what an end means for the flow.
+func relayOutcome(r *rec, f *trace.Flow, e *trace.Event) (trace.Outcome, trace.Reason) {
+	switch e.Relayed.End {
+	case proxy.EndedResetClient:
+		return trace.Reset, trace.ResetByClient
+	case proxy.EndedResetEndpoint:
+		return trace.Reset, trace.ResetByEndpoint
+	case proxy.EndedNoEndpoints:
+		return trace.Rejected, trace.NoEndpoints
+	case proxy.EndedShutdown:
+		if r.tcp() {
+			return trace.Reset, trace.ProxyStopped
+		}
+	}
+	if r.answered {
+		return trace.Closed, trace.NoReason
+	}
+	a := last(f)
+	switch {
+	case a.Outcome == tryRefused:
+		return trace.Refused, trace.EndpointRefused
+	case a.Outcome == tryUnreachable:
+		return trace.Refused, trace.Unreachable
+	case a.Outcome == tryPending:
+		a.Outcome = tryTimeout
+	}
+	return trace.Timeout, noAnswer(r)
+}
+
+func failedTry(e *trace.Event) string {
+	switch e.Relayed.Failure {
+	case proxy.FailedRefused:
+		return tryRefused
+	case proxy.FailedUnreachable:
+		return tryUnreachable
+	}
+	return tryTimeout
+}
+
+// leadsTo reports whether an entry with this reply tuple can be r's.
+func (r *rec) leadsTo(reply conntrack.Tuple) bool {
+	if r.relayed {
+		return r.f.Reply == reply
+	}
+	return r.f.Backend.Addr == reply.Src()
+}
