@@ -186,7 +186,7 @@ func (b *Backend) wanted(p *program, f xtables.Family) map[key][]placed {
 func (b *Backend) UDPFrontends(s *proxy.Snapshot) conntrack.Frontends {
 	addrs := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 	_ = b.inNetns(func() error {
-		addrs = append(addrs, InterfaceAddrs()...)
+		addrs = append(addrs, proxy.InterfaceAddrs()...)
 		return nil
 	})
 	ports := make(map[proxy.PortName]conntrack.Backends)

@@ -2,11 +2,10 @@ package userspace
 
 import (
 	"log/slog"
-	"net"
-	"net/netip"
 	"time"
 
 	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
 )
 
 // Config says how the mode works on this node. Its zero value chooses ports as
@@ -18,24 +17,13 @@ type Config struct {
 	// Flavour is "auto", "nft" or "legacy"; empty means auto.
 	Flavour string
 
-	// ClusterCIDRs and PodInterface tell the traffic of pods, as in iptables
-	// mode; a PodInterface that ends in + is a prefix. Under policy Local, pods
-	// that dial an outside address may use all endpoints. Of several ranges
-	// the first of a family counts.
-	ClusterCIDRs []netip.Prefix
-	PodInterface string
-	// NodeCIDR takes the Node's own pod ranges for ClusterCIDRs.
-	NodeCIDR bool
-	// NodePortAddresses limits node ports to those of the node's addresses
-	// that are in one of the ranges; a family without a range has them on all.
-	NodePortAddresses []netip.Prefix
-	// NodePortPrimary limits them to the Node's first address of each family.
-	NodePortPrimary bool
+	// Detect tells the traffic of pods. Under policy Local, pods that dial an
+	// outside address may use all endpoints.
+	Detect proxy.DetectConfig
+	// NodePorts says which of the node's addresses serve node ports.
+	NodePorts proxy.NodePortConfig
 	// LocalhostNodePorts serves node ports on 127.0.0.0/8.
 	LocalhostNodePorts bool
-	// LocalAddrs tells the node's addresses. Nil means those of the Node,
-	// and loopback ones.
-	LocalAddrs func() []netip.Addr
 
 	// Ports is where the ports come from; the zero value is the kernel's
 	// choice.
@@ -97,20 +85,4 @@ func (c Config) withDefaults() Config {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return c
-}
-
-// InterfaceAddrs returns the addresses of all interfaces of the calling thread's
-// network namespace, none if they cannot be read.
-func InterfaceAddrs() []netip.Addr {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil
-	}
-	var addrs []netip.Addr
-	for _, a := range list {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			addrs = append(addrs, p.Addr().Unmap())
-		}
-	}
-	return addrs
 }

@@ -42,7 +42,7 @@ func TestPackets(t *testing.T) {
 					cfg := configFor(c.Setup)
 					cfg.Flavour, cfg.Tools.Netns, cfg.Drain = flavour, w.Node.Fd(), -1
 					if j%2 == 1 { // DNAT to the node's address, else REDIRECT
-						cfg.LocalAddrs = func() []netip.Addr { return []netip.Addr{w.Addr(proxytest.NodeAddr)} }
+						cfg.NodePorts.LocalAddrs = func() []netip.Addr { return []netip.Addr{w.Addr(proxytest.NodeAddr)} }
 					}
 					b := start(t, cfg)
 					p := b.Render(c.Setup.Snapshot, c.Setup.Overlay)

@@ -2,9 +2,11 @@ package userspace
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"slices"
 
+	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 )
@@ -14,7 +16,8 @@ type program struct {
 	cfg      *Config
 	node     proxy.Node
 	units    []*unit
-	claims   map[claim]owner
+	claims   [2]map[proxy.Claim]proxy.Owner // by family
+	owners   [2][]*unit
 	problems []proxy.Problem
 	index    proxy.Index
 	jumps    map[xtables.Family][]jumpRule
@@ -38,43 +41,9 @@ type renderer struct {
 	addrs []netip.Addr // of the node, nil if unknown
 }
 
-// detector tells the traffic of pods.
-type detector struct {
-	cidr  netip.Prefix
-	iface string
-}
-
-func (d detector) tells() bool { return d.cidr.IsValid() || d.iface != "" }
-
-func (d detector) source() string {
-	if !d.cidr.IsValid() {
-		return ""
-	}
-	return from(d.cidr)
-}
-
-func (d detector) device() string {
-	if d.iface == "" {
-		return ""
-	}
-	return "-i " + d.iface
-}
-
 // local returns the detector of a family.
-func (r *renderer) local(f xtables.Family) detector {
-	if r.cfg.PodInterface != "" {
-		return detector{iface: r.cfg.PodInterface}
-	}
-	ranges := r.cfg.ClusterCIDRs
-	if r.cfg.NodeCIDR {
-		ranges = r.node.PodCIDRs
-	}
-	for _, p := range ranges {
-		if p.IsValid() && p.Bits() > 0 && familyOf(p.Addr()) == f {
-			return detector{cidr: p.Masked()}
-		}
-	}
-	return detector{}
+func (r *renderer) local(f xtables.Family) proxy.Detector {
+	return r.cfg.Detect.For(&r.node, f == xtables.IPv6)
 }
 
 // target is the node's address to which packets from other machines and pods
@@ -94,18 +63,24 @@ func (r *renderer) target(f xtables.Family) netip.Addr {
 // gives the same output, but for the node's addresses, which it looks up.
 func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 	r := &renderer{cfg: &b.cfg, node: s.Node}
-	if b.cfg.LocalAddrs != nil {
-		r.addrs = b.cfg.LocalAddrs()
+	if f := b.cfg.NodePorts.LocalAddrs; f != nil {
+		r.addrs = f()
 	}
 	p := &program{cfg: &b.cfg, node: s.Node, six: !b.noIPv6.Load(), index: make(proxy.Index), render: r,
 		jumps: map[xtables.Family][]jumpRule{xtables.IPv4: r.jumps(xtables.IPv4), xtables.IPv6: r.jumps(xtables.IPv6)}}
-	check := &checker{claims: make(map[claim]owner, len(s.Services))}
+	checks := [2]proxy.Checker{{}, {IP6: true}}
 	for i := range s.Services {
-		if s.Services[i].Is6() && !p.six {
+		f := familyOf(s.Services[i].ClusterIP)
+		if f == xtables.IPv6 && !p.six {
 			continue
 		}
-		u := check.service(&s.Services[i])
-		if u == nil {
+		svc, ok := checks[f].Service(&s.Services[i])
+		if !ok {
+			continue
+		}
+		u := &unit{svc: svc, family: f}
+		p.owners[f] = append(p.owners[f], u)
+		if p.unfit(u) {
 			continue
 		}
 		u.sel = u.svc.Select(s.Node, o)
@@ -117,8 +92,39 @@ func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 		}
 		p.units = append(p.units, u)
 	}
-	p.claims, p.problems = check.claims, check.problems
+	for f := range checks {
+		p.claims[f] = checks[f].Claims
+		p.problems = append(p.problems, checks[f].Problems...)
+	}
 	return p
+}
+
+// unfit reports what only this mode cannot serve, and leaves out endpoints that
+// lead back to the Service.
+func (p *program) unfit(u *unit) bool {
+	problem := func(field, format string, args ...any) {
+		n := u.svc.Name
+		p.problems = append(p.problems, proxy.Problem{
+			Object: "Service " + n.Namespace + "/" + n.Name, Field: field, Message: fmt.Sprintf(format, args...),
+		})
+	}
+	if proto := u.svc.Name.Proto; proto != conntrack.TCP && proto != conntrack.UDP {
+		problem("spec.ports", "protocol %s is not served by the userspace mode: use TCP or UDP, or another mode", proto)
+		return true
+	}
+	self := netip.AddrPortFrom(u.svc.ClusterIP, u.svc.Port)
+	if slices.ContainsFunc(u.svc.Endpoints, func(e proxy.Endpoint) bool { return e.Addr == self }) {
+		problem("endpoints", "%s is the Service itself; the endpoint is left out", self)
+		u.svc.Endpoints = slices.DeleteFunc(slices.Clone(u.svc.Endpoints), func(e proxy.Endpoint) bool { return e.Addr == self })
+	}
+	return false
+}
+
+func familyOf(a netip.Addr) xtables.Family {
+	if a.Is6() && !a.Is4In6() {
+		return xtables.IPv6
+	}
+	return xtables.IPv4
 }
 
 // The comments of jumps, all but the first as kube-proxy had them.
@@ -154,53 +160,23 @@ func (r *renderer) jumps(f xtables.Family) []jumpRule {
 type nodePortMatch struct{ dst, local string }
 
 func (r *renderer) nodePorts(f xtables.Family) []nodePortMatch {
-	ranges := r.nodePortRanges(f)
-	if len(ranges) == 0 {
+	six := f == xtables.IPv6
+	localhost := r.cfg.LocalhostNodePorts && !six
+	if len(r.cfg.NodePorts.Limits(&r.node, six)) == 0 {
 		m := nodePortMatch{local: "-m addrtype --dst-type LOCAL"}
 		switch {
-		case f == xtables.IPv6:
+		case six:
 			m.dst = "! -d ::1/128"
-		case !r.cfg.LocalhostNodePorts:
+		case !localhost:
 			m.dst = "! -d 127.0.0.0/8"
 		}
 		return []nodePortMatch{m}
 	}
-	addrs := r.addrs
-	if addrs == nil {
-		addrs = append([]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, r.node.Addrs...)
-	}
 	var out []nodePortMatch
-	for _, a := range addrs {
-		if familyOf(a) != f || a.IsLoopback() && (f == xtables.IPv6 || !r.cfg.LocalhostNodePorts) {
-			continue
-		}
-		if slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {
-			out = append(out, nodePortMatch{dst: to(a)})
-		}
+	for _, a := range r.cfg.NodePorts.Addrs(&r.node, six, localhost) {
+		out = append(out, nodePortMatch{dst: to(a)})
 	}
 	return out
-}
-
-// nodePortRanges limit where node ports are served; none is everywhere.
-func (r *renderer) nodePortRanges(f xtables.Family) []netip.Prefix {
-	var ranges []netip.Prefix
-	if r.cfg.NodePortPrimary {
-		for _, ip := range r.node.Addrs {
-			if familyOf(ip) == f {
-				return []netip.Prefix{host(ip)}
-			}
-		}
-	}
-	for _, p := range r.cfg.NodePortAddresses {
-		switch {
-		case familyOf(p.Addr()) != f:
-		case p.Bits() == 0:
-			return nil
-		default:
-			ranges = append(ranges, p)
-		}
-	}
-	return ranges
 }
 
 // Index lists the tagged rules, and what stands for endpoints in this process.

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
 )
 
 // Rules are written as iptables-save 1.8.9 prints them back, so that what we
@@ -41,4 +42,20 @@ func reject(f xtables.Family) string {
 		return "-j REJECT --reject-with icmp6-port-unreachable"
 	}
 	return "-j REJECT --reject-with icmp-port-unreachable"
+}
+
+// source and device are the two places in a rule of which one has the match of
+// a detector.
+func source(d proxy.Detector) string {
+	if !d.CIDR.IsValid() {
+		return ""
+	}
+	return from(d.CIDR)
+}
+
+func device(d proxy.Detector) string {
+	if d.Interface == "" {
+		return ""
+	}
+	return "-i " + d.Interface
 }

@@ -163,8 +163,8 @@ func (w *unitWriter) outside(via proxy.Via, container, hostChain string, match m
 		w.lead(container, match, "")
 		w.lead(hostChain, match, "")
 	default:
-		if d := w.r.local(w.family); d.tells() {
-			w.leadFrom(container, match, d.source(), d.device())
+		if d := w.r.local(w.family); d.Tells() {
+			w.leadFrom(container, match, source(d), device(d))
 		}
 		w.lead(hostChain, match, "")
 	}

@@ -16,20 +16,24 @@ const Masquerade = "relay"
 
 // Walk predicts what becomes of a first packet.
 func (p *program) Walk(pkt proxy.Packet) proxy.Outcome {
-	o, ok := p.claims[claim{ip: pkt.Dst.Addr(), port: pkt.Dst.Port(), proto: pkt.Proto}]
+	dst := pkt.Dst.Addr()
+	f := familyOf(dst)
+	o, ok := p.claims[f][proxy.Claim{IP: dst, Port: pkt.Dst.Port(), Proto: pkt.Proto}]
 	if !ok {
-		dst := pkt.Dst.Addr()
-		o, ok = p.claims[claim{six: familyOf(dst) == xtables.IPv6, port: pkt.Dst.Port(), proto: pkt.Proto}]
+		o, ok = p.claims[f][proxy.Claim{Port: pkt.Dst.Port(), Proto: pkt.Proto}]
 		if !ok || !p.servesNodePorts(dst) {
 			return proxy.Outcome{}
 		}
 	}
-	u := o.unit
+	u := p.owners[f][o.Unit]
+	if u.hash == "" { // not served by this mode
+		return proxy.Outcome{}
+	}
 	has := len(u.sel.Cluster) > 0
-	pod := p.render.local(u.family).is(&pkt)
-	local := u.policyLocal(o.via, pkt.FromNode, pod)
+	pod := p.render.local(u.family).Local(&pkt)
+	local := u.policyLocal(o.Via, pkt.FromNode, pod)
 	out := proxy.Outcome{
-		Service: u.svc.Name, Via: o.via, Affinity: u.svc.Affinity,
+		Service: u.svc.Name, Via: o.Via, Affinity: u.svc.Affinity,
 		Policy: u.sel.Policy, Excluded: u.sel.Excluded,
 	}
 	eps := u.sel.Cluster
@@ -37,7 +41,7 @@ func (p *program) Walk(pkt proxy.Packet) proxy.Outcome {
 		eps, out.Policy, out.Excluded = u.sel.Local, u.sel.LocalPolicy, u.sel.LocalExcluded
 	}
 	switch {
-	case has && o.via == proxy.ViaLoadBalancer && len(u.svc.SourceRanges) > 0 && !p.inRanges(u, &pkt):
+	case has && o.Via == proxy.ViaLoadBalancer && len(u.svc.SourceRanges) > 0 && !p.inRanges(u, &pkt):
 		out.Verdict, out.Reason = proxy.Drop, "source-range"
 		out.Policy, out.Excluded = u.sel.Policy, u.sel.Excluded
 	case !has:
@@ -46,14 +50,14 @@ func (p *program) Walk(pkt proxy.Packet) proxy.Outcome {
 		out.Verdict, out.Reason = proxy.Drop, "no-local-endpoints"
 	}
 	if out.Verdict != proxy.Pass {
-		out.Steps = p.steps(u, o.via, &pkt, false)
+		out.Steps = p.steps(u, o.Via, &pkt, false)
 		return out
 	}
 	out.Verdict, out.Algorithm = proxy.Forward, "round-robin"
 	if len(eps) == 1 {
 		out.Algorithm = "single"
 	}
-	way := p.steps(u, o.via, &pkt, true)
+	way := p.steps(u, o.Via, &pkt, true)
 	for i := range eps {
 		out.Choices = append(out.Choices, proxy.Choice{
 			Endpoint: eps[i].Addr, Probability: 1 / float64(len(eps)), Masquerade: Masquerade,
@@ -90,14 +94,6 @@ func (u *unit) viaOf(dst netip.AddrPort) proxy.Via {
 	return proxy.ViaNodePort
 }
 
-// is reports whether a packet is a pod's.
-func (d detector) is(pkt *proxy.Packet) bool {
-	if name, prefix := strings.CutSuffix(d.iface, "+"); d.iface != "" {
-		return !pkt.FromNode && (pkt.In == d.iface || prefix && strings.HasPrefix(pkt.In, name))
-	}
-	return d.cidr.Contains(pkt.Src.Addr())
-}
-
 func (p *program) isNode(a netip.Addr) bool {
 	return a.IsLoopback() || slices.Contains(p.node.Addrs, a) || slices.Contains(p.render.addrs, a)
 }
@@ -109,7 +105,7 @@ func (p *program) servesNodePorts(dst netip.Addr) bool {
 	if !p.isNode(dst) || dst.IsLoopback() && (f == xtables.IPv6 || !p.cfg.LocalhostNodePorts) {
 		return false
 	}
-	ranges := p.render.nodePortRanges(f)
+	ranges := p.cfg.NodePorts.Limits(&p.node, f == xtables.IPv6)
 	return len(ranges) == 0 || slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(dst) })
 }
 
@@ -179,8 +175,8 @@ func (p *program) steps(u *unit, via proxy.Via, pkt *proxy.Packet, served bool) 
 func (p *program) route(u *unit, client netip.Addr, dst netip.AddrPort) (local, fromNode bool) {
 	fromNode = p.isNode(client)
 	d := p.render.local(u.family)
-	pod := d.cidr.Contains(client)
-	if d.iface != "" { // by which interface it came cannot be told here
+	pod := d.CIDR.Contains(client)
+	if d.Interface != "" { // by which interface it came cannot be told here
 		pod = slices.ContainsFunc(p.node.PodCIDRs, func(r netip.Prefix) bool { return r.Contains(client) })
 	}
 	return u.policyLocal(u.viaOf(dst), fromNode, pod), fromNode

@@ -20,7 +20,7 @@ func TestWalk(t *testing.T) {
 func configFor(s proxytest.Setup) Config {
 	cfg := Config{LocalhostNodePorts: true, Trace: true}
 	if s.ClusterCIDR.IsValid() {
-		cfg.ClusterCIDRs = []netip.Prefix{s.ClusterCIDR}
+		cfg.Detect.ClusterCIDRs = []netip.Prefix{s.ClusterCIDR}
 	}
 	return cfg
 }
