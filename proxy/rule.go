@@ -9,7 +9,8 @@ type Rule struct {
 	Table, Chain string
 	// Service is the Service port it belongs to; zero for rules that serve all.
 	Service PortName
-	// Endpoint is the endpoint that a TagPick rule stands for.
+	// Endpoint is the endpoint that a TagPick rule stands for; not valid where
+	// the rule stands for all, see IDScheduled.
 	Endpoint netip.AddrPort
 	// Purpose is one sentence for people: "pick 10.1.0.2:8080 for shop/foo:http".
 	Purpose string

@@ -100,11 +100,15 @@ const (
 	KindTryFailed
 	KindConnected
 	KindRelayEnd
+	// KindServer is a sample of one server of an IPVS virtual server, and
+	// KindTemplate of one persistence template: see IPVSSample.
+	KindServer
+	KindTemplate
 )
 
 var eventKinds = [...]string{
 	"none", "pick", "miss", "reject", "drop", "syn", "synack", "fin", "rst", "icmp", "reply",
-	"new", "destroy", "entry", "gone", "try-failed", "connected", "relay-end",
+	"new", "destroy", "entry", "gone", "try-failed", "connected", "relay-end", "server", "template",
 }
 
 // String returns the kind in lower case.
@@ -159,6 +163,10 @@ type Event struct {
 	Tuple conntrack.Tuple
 	// Reply is an entry's reply tuple; zero for packets.
 	Reply conntrack.Tuple
+	// IPVS is what a KindServer or KindTemplate says. Their Tuples lead to the
+	// virtual server: from the server, or from the client with port 0. A
+	// template's Reply leads from its server to the client.
+	IPVS IPVSSample
 
 	// The packet: TCP sequence and acknowledgement numbers, skb mark (0 where
 	// absent), interfaces by index (0 where absent), netfilter hook, IP id,
@@ -196,4 +204,15 @@ type Relayed struct {
 	Affinity Affinity
 	Age      time.Duration
 	Upstream netip.AddrPort
+}
+
+// IPVSSample is what the kernel said of a server, or of a client's template, at
+// the time of the Event. It may be seconds old when it is used.
+type IPVSSample struct {
+	// Active are established connections, Inactive all others, as schedulers
+	// count them.
+	Active, Inactive uint32
+	Weight           uint32
+	// Left is how long a template still holds, in seconds.
+	Left uint32
 }

@@ -116,7 +116,10 @@ type Decision struct {
 	Probability float64
 	Policy      string
 	Excluded    proxy.Excluded
-	Affinity    Affinity
+	// Load is what the scheduler had to choose from, where it looks at that
+	// and a sample was at hand; nil otherwise.
+	Load     *Load
+	Affinity Affinity
 	// AffinityAge is how long ago the client was last seen by that Service
 	// (for hit and expired), AffinityTimeout the Service's setting; 0 if none.
 	AffinityAge, AffinityTimeout time.Duration
@@ -126,6 +129,24 @@ type Decision struct {
 	// SourceSeen is the client address as the backend sees it, zero until
 	// known.
 	SourceSeen netip.AddrPort
+}
+
+// Load is a sample of what an IPVS scheduler looks at. It was taken some time
+// before the pick, so it explains a pick and does not prove it.
+type Load struct {
+	// Age is how long before the pick the sample was taken.
+	Age time.Duration
+	// Servers are those of the virtual server by address, and Picked the index
+	// of the one that was picked, -1 if it was not there yet.
+	Servers []ServerLoad
+	Picked  int
+}
+
+// ServerLoad is one server in a Load: its established connections, all others
+// that IPVS has for it, and its weight.
+type ServerLoad struct {
+	Addr                     netip.AddrPort
+	Active, Inactive, Weight int
 }
 
 // Affinity is what session affinity did.

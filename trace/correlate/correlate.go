@@ -27,6 +27,7 @@ type Correlator struct {
 	early      earlyEvents
 	misses     missRing
 	affinity   affinityTable
+	ipvs       ipvsState
 	losses     lossList
 	decider    decider
 	sequence   uint64
@@ -38,6 +39,7 @@ func New(cfg Config) *Correlator {
 	cfg.setDefaults()
 	c := &Correlator{cfg: cfg, keys: make(map[conntrack.Tuple]*rec)}
 	c.affinity.init(cfg.MaxAffinity, cfg.RecentList)
+	c.ipvs.init(cfg.MaxAffinity)
 	c.decider.init(cfg.Node, cfg.Views)
 	return c
 }
@@ -55,11 +57,23 @@ func (c *Correlator) Handle(e *trace.Event) {
 	case trace.KindMiss:
 		c.misses.add(e)
 	case trace.KindPick:
-		c.pick(e)
+		if scheduled(e) {
+			c.scheduled(e)
+		} else {
+			c.pick(e)
+		}
 	case trace.KindReject, trace.KindDrop:
 		c.refuse(e)
+	case trace.KindServer:
+		c.ipvs.server(e)
+	case trace.KindTemplate:
+		c.ipvs.template(e)
 	case trace.KindSyn, trace.KindSynAck, trace.KindFin, trace.KindRst, trace.KindICMP, trace.KindReply:
-		c.packet(e)
+		if virtual(e) {
+			c.addressed(e)
+		} else {
+			c.packet(e)
+		}
 	case trace.KindNew:
 		c.created(e)
 	case trace.KindDestroy:
@@ -92,6 +106,7 @@ func (c *Correlator) Advance(now time.Time) {
 		}
 		c.fire(r, t)
 	}
+	c.unscheduled(t - int64(c.cfg.Hold))
 	c.expireEarly(t - 2*int64(c.cfg.Hold))
 	c.gauges()
 }

@@ -13,23 +13,26 @@ const hookOutput = 3
 // decide writes what a pick decided to f, and reports whether the source
 // address will be translated.
 func (c *Correlator) decide(f *trace.Flow, e *trace.Event) (masqueraded bool) {
-	rule := e.Rule
+	service, endpoint, anyService := e.Rule.Service, endpointOf(e), scheduled(e)
 	w, ok := c.decider.at(e.Time, e.Tuple, e.Hook == hookOutput, func(w *walked) bool {
-		return w.service == rule.Service && w.find(rule.Endpoint) != nil
+		return (w.service == service || anyService && w.effect == proxy.Forward) && w.find(endpoint) != nil
 	})
+	if anyService && w != nil {
+		service = w.service
+	}
 	src, dst := e.Tuple.Src(), e.Tuple.Dst()
-	f.Service = trace.ServiceRef{Name: rule.Service, Addr: dst}
+	f.Service = trace.ServiceRef{Name: service, Addr: dst}
 	f.Client = trace.Peer{Addr: src}
-	f.Backend = trace.Peer{Addr: rule.Endpoint}
+	f.Backend = trace.Peer{Addr: endpoint}
 	f.Decision = trace.Decision{Known: true}
 	var x *choice
 	if w != nil {
 		f.Client = w.client
 		f.Client.Addr = src
-		if w.service == rule.Service {
+		if w.service == service {
 			f.Service.Via = w.via
 			f.Decision = w.decision
-			x = w.find(rule.Endpoint)
+			x = w.find(endpoint)
 		} else {
 			f.Decision.Mode = w.view.Mode
 			f.Decision.Affinity = trace.AffinityNone
@@ -41,7 +44,7 @@ func (c *Correlator) decide(f *trace.Flow, e *trace.Event) (masqueraded bool) {
 	} else {
 		d.Note = "the endpoint is in no generation of the rules that is kept"
 		if w != nil {
-			f.Backend = c.decider.backend(w.view, rule.Service, rule.Endpoint)
+			f.Backend = c.decider.backend(w.view, service, endpoint)
 		}
 	}
 
@@ -49,8 +52,12 @@ func (c *Correlator) decide(f *trace.Flow, e *trace.Event) (masqueraded bool) {
 		d.Affinity, d.AffinityAge, d.Masquerade = e.Relayed.Affinity, e.Relayed.Age, "relay"
 		return true
 	}
-	missed := c.misses.take(e)
-	c.judgeAffinity(f, e, w, missed)
+	if anyService {
+		c.judgePersistence(f, e, w)
+		c.ipvs.inputs(f, e)
+	} else {
+		c.judgeAffinity(f, e, w, c.misses.take(e))
+	}
 	if x != nil && d.Algorithm == "random" && d.Affinity != trace.AffinityHit {
 		d.Probability = x.probability
 	}
@@ -97,18 +104,22 @@ func (c *Correlator) judgeAffinity(f *trace.Flow, e *trace.Event, w *walked, mis
 // decideRefusal writes to f which Service refused and what its rules say.
 func (c *Correlator) decideRefusal(f *trace.Flow, e *trace.Event) {
 	src, dst := e.Tuple.Src(), e.Tuple.Dst()
+	service, anyService := e.Rule.Service, e.Rule.Service == proxy.PortName{}
 	w, _ := c.decider.at(e.Time, e.Tuple, e.Hook == hookOutput, func(w *walked) bool {
-		return w.service == e.Rule.Service && w.effect >= proxy.Reject
+		return (w.service == service || anyService) && w.effect >= proxy.Reject
 	})
+	if anyService && w != nil {
+		service = w.service
+	}
 	f.Client = trace.Peer{Addr: src}
-	f.Service = trace.ServiceRef{Name: e.Rule.Service, Addr: dst}
+	f.Service = trace.ServiceRef{Name: service, Addr: dst}
 	f.Decision = trace.Decision{Known: true, Affinity: trace.AffinityNone, Masquerade: "no"}
 	if w == nil {
 		return
 	}
 	f.Client = w.client
 	f.Client.Addr = src
-	if w.service != e.Rule.Service {
+	if w.service != service {
 		f.Decision.Mode = w.view.Mode
 		return
 	}

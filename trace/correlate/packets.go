@@ -129,7 +129,7 @@ func (c *Correlator) expectReply(r *rec, masqueraded bool) {
 // own. A datagram that raced another changes nothing unless its entry wins,
 // which NEW tells.
 func (c *Correlator) retry(r, waiting *rec, e *trace.Event) {
-	if !r.tcp() && (r.newSeen || e.Rule.Endpoint == r.f.Backend.Addr) {
+	if !r.tcp() && (r.newSeen || endpointOf(e) == r.f.Backend.Addr) {
 		return
 	}
 	f := c.edit(r)
@@ -179,6 +179,7 @@ func (c *Correlator) refuse(e *trace.Event) {
 		c.stats.foreign.Add(1)
 		return
 	}
+	c.ipvs.take(e)
 	newest := c.find(e.Tuple)
 	for r := newest; r != nil; r = r.older {
 		if r.refused && (!r.tcp() || r.isn == e.TCPSeq) && e.Time-r.lastSyn <= int64(c.cfg.GiveUpAfter) {

@@ -1,0 +1,303 @@
+package correlate
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
+)
+
+// In the IPVS mode a first packet is reported twice, to the virtual server and
+// to the real one that was picked. Here the two become one: a pick with the
+// client's own tuple, or a SYN sent again. See proxy.IDVirtual.
+
+const (
+	// sampleKept is how old a sample may be to explain a pick.
+	sampleKept = int64(10 * time.Second)
+	// sampleSlack is how far apart the servers of one sample may be in time.
+	sampleSlack = int64(time.Second)
+	maxVirtual  = 8192
+)
+
+const noServer = "IPVS picked no server"
+
+// ipvsState is what is known of IPVS beside the flows.
+type ipvsState struct {
+	// waiting holds the packets to virtual servers that no pick has followed
+	// yet, by client; order has their keys by age.
+	waiting map[conntrack.Tuple]trace.Event
+	order   []conntrack.Tuple
+
+	servers   map[conntrack.Tuple]map[netip.AddrPort]serverSample // by virtual server
+	templates map[conntrack.Tuple]template                        // client with port 0 -> virtual server
+	max       int
+}
+
+type serverSample struct {
+	trace.IPVSSample
+	time int64
+}
+
+type template struct {
+	endpoint    netip.AddrPort
+	time, until int64
+}
+
+func (s *ipvsState) init(most int) {
+	s.waiting = make(map[conntrack.Tuple]trace.Event)
+	s.servers = make(map[conntrack.Tuple]map[netip.AddrPort]serverSample)
+	s.templates = make(map[conntrack.Tuple]template)
+	s.max = most
+}
+
+// virtual reports whether e is a packet on its way to a virtual server.
+func virtual(e *trace.Event) bool {
+	return e.Kind == trace.KindSyn && e.Rule != nil && e.Rule.Tag.ID == proxy.IDVirtual
+}
+
+// scheduled reports whether e is a packet that IPVS has picked a server for.
+func scheduled(e *trace.Event) bool {
+	return e.Kind == trace.KindPick && e.Rule != nil && e.Rule.Tag.ID == proxy.IDScheduled
+}
+
+// endpointOf returns the endpoint of a pick: its rule's, or where one rule
+// serves all, where answers will come from.
+func endpointOf(e *trace.Event) netip.AddrPort {
+	if e.Rule.Endpoint.IsValid() {
+		return e.Rule.Endpoint
+	}
+	return e.Reply.Src()
+}
+
+// clientOf is the key of what waits: one client socket.
+func clientOf(t conntrack.Tuple) conntrack.Tuple {
+	src := t.Src()
+	return conntrack.NewTuple(t.Proto(), src, src)
+}
+
+// addressed notes a packet to a virtual server until the pick comes, which is
+// the next thing its group reports of it.
+func (c *Correlator) addressed(e *trace.Event) {
+	s := &c.ipvs
+	k := clientOf(e.Tuple)
+	if old, ok := s.waiting[k]; ok {
+		delete(s.waiting, k)
+		c.notScheduled(&old)
+	} else if len(s.order) >= maxVirtual {
+		c.unscheduled(e.Time)
+	}
+	s.waiting[k] = *e
+	s.order = append(s.order, k)
+}
+
+// take returns and forgets the packet to a virtual server that e continues.
+func (s *ipvsState) take(e *trace.Event) (trace.Event, bool) {
+	k := clientOf(e.Tuple)
+	v, ok := s.waiting[k]
+	if !ok || e.Tuple.Proto() == conntrack.TCP && v.TCPSeq != e.TCPSeq {
+		return trace.Event{}, false
+	}
+	delete(s.waiting, k)
+	return v, true
+}
+
+// scheduled takes a packet that IPVS has picked a server for.
+func (c *Correlator) scheduled(e *trace.Event) {
+	pick, ok := c.ipvs.take(e)
+	if !ok {
+		// Its first report was lost: the entry knows where it was sent.
+		r := c.keys[e.Tuple.Reverse()]
+		if r == nil || r.reply != e.Tuple.Reverse() {
+			c.stats.foreign.Add(1)
+			return
+		}
+		pick = *e
+		pick.Tuple = r.orig
+	}
+	syn := pick
+	pick.Kind, pick.Rule, pick.Mark, pick.Reply = trace.KindPick, e.Rule, e.Mark, e.Tuple.Reverse()
+	live := latest(c.find(pick.Tuple))
+	if live == nil || live.phase >= ended || !live.picked || live.gone || live.destroyed ||
+		live.f.Backend.Addr != e.Tuple.Dst() || live.tcp() && live.isn != e.TCPSeq {
+		c.pick(&pick)
+		return
+	}
+	// The same server again: the kernel reports each packet until an answer.
+	if live.tcp() && live.phase == pending {
+		syn.Kind = trace.KindSyn
+		c.packet(&syn)
+	}
+}
+
+// unscheduled decides about packets that no pick has followed by a time.
+func (c *Correlator) unscheduled(until int64) {
+	s := &c.ipvs
+	n := 0
+	for _, k := range s.order {
+		v, ok := s.waiting[k]
+		if ok && v.Time > until {
+			break
+		}
+		n++
+		if ok {
+			delete(s.waiting, k)
+			c.notScheduled(&v)
+		}
+	}
+	if n == len(s.order) {
+		s.order = s.order[:0]
+	} else if n > 0 {
+		s.order = append(s.order[:0], s.order[n:]...)
+	}
+}
+
+// notScheduled takes a packet to a virtual server that was not sent on: a SYN
+// sent again that IPVS drops, as it does once after it has given up a server,
+// or a first one for which there is none.
+func (c *Correlator) notScheduled(e *trace.Event) {
+	if live := latest(c.find(e.Tuple)); live != nil && live.phase < ended && (!live.tcp() || live.isn == e.TCPSeq) {
+		if live.tcp() && live.phase == pending {
+			c.packet(e)
+		}
+		return
+	}
+	if c.find(e.Tuple) != nil || c.losses.of(trace.NFLog, e.Time, c.now) {
+		c.stats.late.Add(1)
+		return
+	}
+	w, _ := c.decider.at(e.Time, e.Tuple, e.Hook == hookOutput, func(w *walked) bool { return w.effect == proxy.Forward })
+	if w == nil || w.effect != proxy.Forward {
+		c.stats.foreign.Add(1)
+		return
+	}
+	refused := *e
+	refused.Kind = trace.KindReject
+	refused.Rule = &proxy.Rule{Tag: e.Rule.Tag, Service: w.service, Reason: string(trace.NoEndpoints)}
+	c.refuse(&refused)
+	if r := latestRefused(c.find(e.Tuple)); r != nil {
+		f := c.edit(r)
+		f.Service.Via, f.Decision.Note = w.via, noServer
+		c.publish(r)
+	}
+}
+
+func latestRefused(r *rec) *rec {
+	for ; r != nil && !r.refused; r = r.older {
+	}
+	return r
+}
+
+// judgePersistence sets the affinity word of a pick by IPVS. Nothing reports
+// whether a template decided, so it is told from the templates last seen and
+// from the client's earlier picks.
+func (c *Correlator) judgePersistence(f *trace.Flow, e *trace.Event, w *walked) {
+	d := &f.Decision
+	if d.AffinityTimeout == 0 || w == nil {
+		return
+	}
+	endpoint, client := endpointOf(e), e.Tuple.Src().Addr()
+	k := affinityKey{client.As16(), w.handle}
+	timeout := int64(d.AffinityTimeout)
+	if t, ok := c.ipvs.templates[templateKey(e.Tuple)]; ok && t.until > e.Time {
+		// A template is as old as what is left of it is short.
+		last := t.until - timeout
+		if old := c.affinity.entries[k]; old == nil || old.last < last {
+			c.affinity.touch(k, t.endpoint, last)
+		}
+	}
+	old := c.affinity.entries[k]
+	missed := old == nil || old.endpoint != endpoint || e.Time-old.last >= timeout+affinitySlack
+	d.Affinity, d.AffinityAge = c.affinity.judge(k, e.Time, d.AffinityTimeout, missed,
+		func(ep netip.AddrPort) bool { return w.find(ep) != nil })
+	if d.Affinity == trace.AffinityEvicted {
+		d.Affinity = trace.AffinityReset // IPVS keeps any number of clients
+	}
+	c.affinity.touch(k, endpoint, e.Time)
+}
+
+func templateKey(t conntrack.Tuple) conntrack.Tuple {
+	return conntrack.NewTuple(t.Proto(), netip.AddrPortFrom(t.Src().Addr(), 0), t.Dst())
+}
+
+// template notes a sample of a persistence template.
+func (s *ipvsState) template(e *trace.Event) {
+	k := templateKey(e.Tuple)
+	if _, ok := s.templates[k]; !ok && len(s.templates) >= s.max {
+		for old, t := range s.templates {
+			if t.until <= e.Time {
+				delete(s.templates, old)
+			}
+		}
+		if len(s.templates) >= s.max {
+			return // hits are then told from earlier picks alone
+		}
+	}
+	s.templates[k] = template{e.Reply.Src(), e.Time, e.Time + int64(e.IPVS.Left)*int64(time.Second)}
+}
+
+// server notes a sample of a server.
+func (s *ipvsState) server(e *trace.Event) {
+	k := virtualKey(e.Tuple.Proto(), e.Tuple.Dst())
+	m := s.servers[k]
+	if m == nil {
+		if len(s.servers) >= s.max {
+			return
+		}
+		m = make(map[netip.AddrPort]serverSample)
+		s.servers[k] = m
+	}
+	m[e.Tuple.Src()] = serverSample{e.IPVS, e.Time}
+	for a, x := range m {
+		if e.Time-x.time > sampleKept {
+			delete(m, a) // it has gone
+		}
+	}
+}
+
+func virtualKey(proto conntrack.Proto, a netip.AddrPort) conntrack.Tuple {
+	return conntrack.NewTuple(proto, a, a)
+}
+
+// looksAtLoad reports whether a scheduler's choice depends on connections.
+func looksAtLoad(scheduler string) bool {
+	switch scheduler {
+	case "lc", "wlc", "sed", "nq", "lblc", "lblcr", "ovf":
+		return true
+	}
+	return false
+}
+
+// inputs writes to f what the scheduler had to choose from.
+func (s *ipvsState) inputs(f *trace.Flow, e *trace.Event) {
+	d := &f.Decision
+	d.Load = nil
+	if !looksAtLoad(d.Algorithm) || d.Affinity == trace.AffinityHit {
+		return
+	}
+	m := s.servers[virtualKey(e.Tuple.Proto(), e.Tuple.Dst())]
+	newest := int64(0)
+	for _, x := range m {
+		newest = max(newest, x.time)
+	}
+	if newest == 0 || e.Time-newest > sampleKept {
+		return
+	}
+	load := &trace.Load{Age: time.Duration(max(0, e.Time-newest)), Picked: -1}
+	for a, x := range m {
+		if newest-x.time <= sampleSlack {
+			load.Servers = append(load.Servers, trace.ServerLoad{
+				Addr: a, Active: int(x.Active), Inactive: int(x.Inactive), Weight: int(x.Weight),
+			})
+		}
+	}
+	slices.SortFunc(load.Servers, func(a, b trace.ServerLoad) int { return a.Addr.Compare(b.Addr) })
+	for i := range load.Servers {
+		if load.Servers[i].Addr == endpointOf(e) {
+			load.Picked = i
+		}
+	}
+	d.Load = load
+}
