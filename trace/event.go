@@ -206,6 +206,34 @@ type Relayed struct {
 	Upstream netip.AddrPort
 }
 
+// Forwarding is how a server gets its packets from IPVS.
+type Forwarding uint8
+
+// The forwarding methods (IP_VS_CONN_F_FWD_MASK in linux/ip_vs.h). Services
+// need NAT: with the others the server must know the virtual address.
+const (
+	ForwardUnknown Forwarding = iota
+	ForwardNAT
+	ForwardLocal
+	ForwardTunnel
+	ForwardDirect
+)
+
+// String returns the method as people call it, empty if it is not known.
+func (f Forwarding) String() string {
+	switch f {
+	case ForwardNAT:
+		return "NAT"
+	case ForwardLocal:
+		return "local"
+	case ForwardTunnel:
+		return "tunnel"
+	case ForwardDirect:
+		return "direct routing"
+	}
+	return ""
+}
+
 // IPVSSample is what the kernel said of a server, or of a client's template, at
 // the time of the Event. It may be seconds old when it is used.
 type IPVSSample struct {
@@ -213,6 +241,8 @@ type IPVSSample struct {
 	// count them.
 	Active, Inactive uint32
 	Weight           uint32
+	// Method is how the server gets its packets, one of the Forward words.
+	Method Forwarding
 	// Left is how long a template still holds, in seconds.
 	Left uint32
 }

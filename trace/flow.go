@@ -107,8 +107,11 @@ type Decision struct {
 	// Known is false for connections older than kptrace, or where the
 	// evidence was lost; Note then says which.
 	Known bool
-	Note  string
-	Mode  proxy.Mode
+	// Forwarding is how IPVS sends packets to the endpoint, ForwardUnknown in
+	// other modes too.
+	Forwarding Forwarding
+	Note       string
+	Mode       proxy.Mode
 	// Algorithm, Candidates, Policy and Excluded are as in proxy.Outcome.
 	Algorithm  string
 	Candidates int

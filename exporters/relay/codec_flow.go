@@ -57,6 +57,35 @@ func decisionToPB(d *trace.Decision) *Decision {
 		},
 		Affinity: string(d.Affinity), AffinityAge: int64(d.AffinityAge), AffinityTimeout: int64(d.AffinityTimeout),
 		Masquerade: d.Masquerade, SourceSeen: addrPortToPB(d.SourceSeen),
+		Load: loadToPB(d.Load), Forwarding: uint32(d.Forwarding),
+	}
+}
+
+func loadToPB(l *trace.Load) *Load {
+	if l == nil {
+		return nil
+	}
+	out := &Load{Age: int64(l.Age), Picked: int64(l.Picked)}
+	for _, s := range l.Servers {
+		out.Servers = append(out.Servers, &ServerLoad{
+			Addr: addrPortToPB(s.Addr), Active: int64(s.Active), Inactive: int64(s.Inactive), Weight: int64(s.Weight),
+		})
+	}
+	return out
+}
+
+func loadFromPB(l *Load) *trace.Load {
+	if l == nil {
+		return nil
+	}
+	return &trace.Load{
+		Age: time.Duration(l.GetAge()), Picked: int(l.GetPicked()), Servers: each(l.GetServers(), serverLoadFromPB),
+	}
+}
+
+func serverLoadFromPB(s *ServerLoad) trace.ServerLoad {
+	return trace.ServerLoad{
+		Addr: addrPortFromPB(s.GetAddr()), Active: int(s.GetActive()), Inactive: int(s.GetInactive()), Weight: int(s.GetWeight()),
 	}
 }
 
@@ -72,6 +101,7 @@ func decisionFromPB(d *Decision) trace.Decision {
 		Affinity: trace.Affinity(d.GetAffinity()), AffinityAge: time.Duration(d.GetAffinityAge()),
 		AffinityTimeout: time.Duration(d.GetAffinityTimeout()),
 		Masquerade:      d.GetMasquerade(), SourceSeen: addrPortFromPB(d.GetSourceSeen()),
+		Load: loadFromPB(d.GetLoad()), Forwarding: trace.Forwarding(d.GetForwarding()),
 	}
 }
 

@@ -1487,6 +1487,8 @@ type Decision struct {
 	AffinityTimeout int64                  `protobuf:"varint,11,opt,name=affinity_timeout,json=affinityTimeout,proto3" json:"affinity_timeout,omitempty"`
 	Masquerade      string                 `protobuf:"bytes,12,opt,name=masquerade,proto3" json:"masquerade,omitempty"`
 	SourceSeen      *AddrPort              `protobuf:"bytes,13,opt,name=source_seen,json=sourceSeen,proto3" json:"source_seen,omitempty"`
+	Load            *Load                  `protobuf:"bytes,14,opt,name=load,proto3" json:"load,omitempty"`
+	Forwarding      uint32                 `protobuf:"varint,15,opt,name=forwarding,proto3" json:"forwarding,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1612,6 +1614,148 @@ func (x *Decision) GetSourceSeen() *AddrPort {
 	return nil
 }
 
+func (x *Decision) GetLoad() *Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+func (x *Decision) GetForwarding() uint32 {
+	if x != nil {
+		return x.Forwarding
+	}
+	return 0
+}
+
+type Load struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Age           int64                  `protobuf:"varint,1,opt,name=age,proto3" json:"age,omitempty"`
+	Servers       []*ServerLoad          `protobuf:"bytes,2,rep,name=servers,proto3" json:"servers,omitempty"`
+	Picked        int64                  `protobuf:"varint,3,opt,name=picked,proto3" json:"picked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Load) Reset() {
+	*x = Load{}
+	mi := &file_relay_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Load) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Load) ProtoMessage() {}
+
+func (x *Load) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Load.ProtoReflect.Descriptor instead.
+func (*Load) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Load) GetAge() int64 {
+	if x != nil {
+		return x.Age
+	}
+	return 0
+}
+
+func (x *Load) GetServers() []*ServerLoad {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *Load) GetPicked() int64 {
+	if x != nil {
+		return x.Picked
+	}
+	return 0
+}
+
+type ServerLoad struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addr          *AddrPort              `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"`
+	Active        int64                  `protobuf:"varint,2,opt,name=active,proto3" json:"active,omitempty"`
+	Inactive      int64                  `protobuf:"varint,3,opt,name=inactive,proto3" json:"inactive,omitempty"`
+	Weight        int64                  `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServerLoad) Reset() {
+	*x = ServerLoad{}
+	mi := &file_relay_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerLoad) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerLoad) ProtoMessage() {}
+
+func (x *ServerLoad) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerLoad.ProtoReflect.Descriptor instead.
+func (*ServerLoad) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ServerLoad) GetAddr() *AddrPort {
+	if x != nil {
+		return x.Addr
+	}
+	return nil
+}
+
+func (x *ServerLoad) GetActive() int64 {
+	if x != nil {
+		return x.Active
+	}
+	return 0
+}
+
+func (x *ServerLoad) GetInactive() int64 {
+	if x != nil {
+		return x.Inactive
+	}
+	return 0
+}
+
+func (x *ServerLoad) GetWeight() int64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
 type Attempt struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Endpoint      *Peer                  `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
@@ -1627,7 +1771,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_relay_proto_msgTypes[20]
+	mi := &file_relay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1783,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[20]
+	mi := &file_relay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1796,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{20}
+	return file_relay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Attempt) GetEndpoint() *Peer {
@@ -1723,7 +1867,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_relay_proto_msgTypes[21]
+	mi := &file_relay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1879,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[21]
+	mi := &file_relay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +1892,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{21}
+	return file_relay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Path) GetPredicted() bool {
@@ -1855,7 +1999,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_relay_proto_msgTypes[22]
+	mi := &file_relay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +2011,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[22]
+	mi := &file_relay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +2024,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{22}
+	return file_relay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Hop) GetHook() string {
@@ -2027,7 +2171,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_relay_proto_msgTypes[23]
+	mi := &file_relay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2183,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[23]
+	mi := &file_relay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2196,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{23}
+	return file_relay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Change) GetField() string {
@@ -2112,7 +2256,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_relay_proto_msgTypes[24]
+	mi := &file_relay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2124,7 +2268,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[24]
+	mi := &file_relay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +2281,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{24}
+	return file_relay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Flow) GetId() uint64 {
@@ -2349,7 +2493,7 @@ type Carried struct {
 
 func (x *Carried) Reset() {
 	*x = Carried{}
-	mi := &file_relay_proto_msgTypes[25]
+	mi := &file_relay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2505,7 @@ func (x *Carried) String() string {
 func (*Carried) ProtoMessage() {}
 
 func (x *Carried) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[25]
+	mi := &file_relay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2518,7 @@ func (x *Carried) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Carried.ProtoReflect.Descriptor instead.
 func (*Carried) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{25}
+	return file_relay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Carried) GetTime() int64 {
@@ -2413,7 +2557,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_relay_proto_msgTypes[26]
+	mi := &file_relay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2425,7 +2569,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[26]
+	mi := &file_relay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2438,7 +2582,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{26}
+	return file_relay_proto_rawDescGZIP(), []int{28}
 }
 
 type StatusResponse struct {
@@ -2475,7 +2619,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_relay_proto_msgTypes[27]
+	mi := &file_relay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2487,7 +2631,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[27]
+	mi := &file_relay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2500,7 +2644,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{27}
+	return file_relay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -2697,7 +2841,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_relay_proto_msgTypes[28]
+	mi := &file_relay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +2853,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[28]
+	mi := &file_relay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +2866,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{28}
+	return file_relay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Problem) GetFile() string {
@@ -2764,7 +2908,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_relay_proto_msgTypes[29]
+	mi := &file_relay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2776,7 +2920,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[29]
+	mi := &file_relay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2789,7 +2933,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{29}
+	return file_relay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Skipped) GetNamespace() string {
@@ -2831,7 +2975,7 @@ type SourceStats struct {
 
 func (x *SourceStats) Reset() {
 	*x = SourceStats{}
-	mi := &file_relay_proto_msgTypes[30]
+	mi := &file_relay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2843,7 +2987,7 @@ func (x *SourceStats) String() string {
 func (*SourceStats) ProtoMessage() {}
 
 func (x *SourceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[30]
+	mi := &file_relay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2856,7 +3000,7 @@ func (x *SourceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStats.ProtoReflect.Descriptor instead.
 func (*SourceStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{30}
+	return file_relay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SourceStats) GetSource() uint32 {
@@ -2940,7 +3084,7 @@ type FlowTableStats struct {
 
 func (x *FlowTableStats) Reset() {
 	*x = FlowTableStats{}
-	mi := &file_relay_proto_msgTypes[31]
+	mi := &file_relay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2952,7 +3096,7 @@ func (x *FlowTableStats) String() string {
 func (*FlowTableStats) ProtoMessage() {}
 
 func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[31]
+	mi := &file_relay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2965,7 +3109,7 @@ func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTableStats.ProtoReflect.Descriptor instead.
 func (*FlowTableStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{31}
+	return file_relay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *FlowTableStats) GetOpen() int64 {
@@ -3000,7 +3144,7 @@ type RingStats struct {
 
 func (x *RingStats) Reset() {
 	*x = RingStats{}
-	mi := &file_relay_proto_msgTypes[32]
+	mi := &file_relay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3012,7 +3156,7 @@ func (x *RingStats) String() string {
 func (*RingStats) ProtoMessage() {}
 
 func (x *RingStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[32]
+	mi := &file_relay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3025,7 +3169,7 @@ func (x *RingStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingStats.ProtoReflect.Descriptor instead.
 func (*RingStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{32}
+	return file_relay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RingStats) GetSize() int64 {
@@ -3063,7 +3207,7 @@ type HistoryStats struct {
 
 func (x *HistoryStats) Reset() {
 	*x = HistoryStats{}
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +3219,7 @@ func (x *HistoryStats) String() string {
 func (*HistoryStats) ProtoMessage() {}
 
 func (x *HistoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +3232,7 @@ func (x *HistoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryStats.ProtoReflect.Descriptor instead.
 func (*HistoryStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{33}
+	return file_relay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *HistoryStats) GetSince() int64 {
@@ -3144,7 +3288,7 @@ type SysctlChange struct {
 
 func (x *SysctlChange) Reset() {
 	*x = SysctlChange{}
-	mi := &file_relay_proto_msgTypes[34]
+	mi := &file_relay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3156,7 +3300,7 @@ func (x *SysctlChange) String() string {
 func (*SysctlChange) ProtoMessage() {}
 
 func (x *SysctlChange) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[34]
+	mi := &file_relay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3169,7 +3313,7 @@ func (x *SysctlChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysctlChange.ProtoReflect.Descriptor instead.
 func (*SysctlChange) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{34}
+	return file_relay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SysctlChange) GetName() string {
@@ -3310,7 +3454,7 @@ const file_relay_proto_rawDesc = "" +
 	"\n" +
 	"other_zone\x18\x03 \x01(\x03R\totherZone\x12\x1b\n" +
 	"\tnot_local\x18\x04 \x01(\x03R\bnotLocal\x12\x18\n" +
-	"\aoverlay\x18\x05 \x01(\x03R\aoverlay\"\xb3\x03\n" +
+	"\aoverlay\x18\x05 \x01(\x03R\aoverlay\"\xf9\x03\n" +
 	"\bDecision\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\bR\x05known\x12\x12\n" +
 	"\x04note\x18\x02 \x01(\tR\x04note\x12\x12\n" +
@@ -3330,7 +3474,21 @@ const file_relay_proto_rawDesc = "" +
 	"masquerade\x18\f \x01(\tR\n" +
 	"masquerade\x125\n" +
 	"\vsource_seen\x18\r \x01(\v2\x14.kptrace.v1.AddrPortR\n" +
-	"sourceSeen\"\xcf\x01\n" +
+	"sourceSeen\x12$\n" +
+	"\x04load\x18\x0e \x01(\v2\x10.kptrace.v1.LoadR\x04load\x12\x1e\n" +
+	"\n" +
+	"forwarding\x18\x0f \x01(\rR\n" +
+	"forwarding\"b\n" +
+	"\x04Load\x12\x10\n" +
+	"\x03age\x18\x01 \x01(\x03R\x03age\x120\n" +
+	"\aservers\x18\x02 \x03(\v2\x16.kptrace.v1.ServerLoadR\aservers\x12\x16\n" +
+	"\x06picked\x18\x03 \x01(\x03R\x06picked\"\x82\x01\n" +
+	"\n" +
+	"ServerLoad\x12(\n" +
+	"\x04addr\x18\x01 \x01(\v2\x14.kptrace.v1.AddrPortR\x04addr\x12\x16\n" +
+	"\x06active\x18\x02 \x01(\x03R\x06active\x12\x1a\n" +
+	"\binactive\x18\x03 \x01(\x03R\binactive\x12\x16\n" +
+	"\x06weight\x18\x04 \x01(\x03R\x06weight\"\xcf\x01\n" +
 	"\aAttempt\x12,\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x10.kptrace.v1.PeerR\bendpoint\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\x03R\x05start\x12\x18\n" +
@@ -3505,7 +3663,7 @@ func file_relay_proto_rawDescGZIP() []byte {
 	return file_relay_proto_rawDescData
 }
 
-var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_relay_proto_goTypes = []any{
 	(*Request)(nil),        // 0: kptrace.v1.Request
 	(*FlowsRequest)(nil),   // 1: kptrace.v1.FlowsRequest
@@ -3527,21 +3685,23 @@ var file_relay_proto_goTypes = []any{
 	(*ServiceRef)(nil),     // 17: kptrace.v1.ServiceRef
 	(*Excluded)(nil),       // 18: kptrace.v1.Excluded
 	(*Decision)(nil),       // 19: kptrace.v1.Decision
-	(*Attempt)(nil),        // 20: kptrace.v1.Attempt
-	(*Path)(nil),           // 21: kptrace.v1.Path
-	(*Hop)(nil),            // 22: kptrace.v1.Hop
-	(*Change)(nil),         // 23: kptrace.v1.Change
-	(*Flow)(nil),           // 24: kptrace.v1.Flow
-	(*Carried)(nil),        // 25: kptrace.v1.Carried
-	(*StatusRequest)(nil),  // 26: kptrace.v1.StatusRequest
-	(*StatusResponse)(nil), // 27: kptrace.v1.StatusResponse
-	(*Problem)(nil),        // 28: kptrace.v1.Problem
-	(*Skipped)(nil),        // 29: kptrace.v1.Skipped
-	(*SourceStats)(nil),    // 30: kptrace.v1.SourceStats
-	(*FlowTableStats)(nil), // 31: kptrace.v1.FlowTableStats
-	(*RingStats)(nil),      // 32: kptrace.v1.RingStats
-	(*HistoryStats)(nil),   // 33: kptrace.v1.HistoryStats
-	(*SysctlChange)(nil),   // 34: kptrace.v1.SysctlChange
+	(*Load)(nil),           // 20: kptrace.v1.Load
+	(*ServerLoad)(nil),     // 21: kptrace.v1.ServerLoad
+	(*Attempt)(nil),        // 22: kptrace.v1.Attempt
+	(*Path)(nil),           // 23: kptrace.v1.Path
+	(*Hop)(nil),            // 24: kptrace.v1.Hop
+	(*Change)(nil),         // 25: kptrace.v1.Change
+	(*Flow)(nil),           // 26: kptrace.v1.Flow
+	(*Carried)(nil),        // 27: kptrace.v1.Carried
+	(*StatusRequest)(nil),  // 28: kptrace.v1.StatusRequest
+	(*StatusResponse)(nil), // 29: kptrace.v1.StatusResponse
+	(*Problem)(nil),        // 30: kptrace.v1.Problem
+	(*Skipped)(nil),        // 31: kptrace.v1.Skipped
+	(*SourceStats)(nil),    // 32: kptrace.v1.SourceStats
+	(*FlowTableStats)(nil), // 33: kptrace.v1.FlowTableStats
+	(*RingStats)(nil),      // 34: kptrace.v1.RingStats
+	(*HistoryStats)(nil),   // 35: kptrace.v1.HistoryStats
+	(*SysctlChange)(nil),   // 36: kptrace.v1.SysctlChange
 }
 var file_relay_proto_depIdxs = []int32{
 	2,  // 0: kptrace.v1.Request.filter:type_name -> kptrace.v1.Filter
@@ -3553,14 +3713,14 @@ var file_relay_proto_depIdxs = []int32{
 	4,  // 6: kptrace.v1.Selector.port:type_name -> kptrace.v1.Port
 	6,  // 7: kptrace.v1.Batch.messages:type_name -> kptrace.v1.Message
 	7,  // 8: kptrace.v1.Message.header:type_name -> kptrace.v1.Header
-	24, // 9: kptrace.v1.Message.flow:type_name -> kptrace.v1.Flow
+	26, // 9: kptrace.v1.Message.flow:type_name -> kptrace.v1.Flow
 	11, // 10: kptrace.v1.Message.loss:type_name -> kptrace.v1.Loss
 	9,  // 11: kptrace.v1.Message.idle:type_name -> kptrace.v1.Idle
 	10, // 12: kptrace.v1.Message.end:type_name -> kptrace.v1.End
 	8,  // 13: kptrace.v1.Header.services:type_name -> kptrace.v1.ServiceInfo
 	12, // 14: kptrace.v1.ServiceInfo.name:type_name -> kptrace.v1.PortName
 	8,  // 15: kptrace.v1.Idle.services:type_name -> kptrace.v1.ServiceInfo
-	30, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
+	32, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
 	11, // 17: kptrace.v1.End.losses:type_name -> kptrace.v1.Loss
 	13, // 18: kptrace.v1.Tuple.src:type_name -> kptrace.v1.AddrPort
 	13, // 19: kptrace.v1.Tuple.dst:type_name -> kptrace.v1.AddrPort
@@ -3569,41 +3729,44 @@ var file_relay_proto_depIdxs = []int32{
 	13, // 22: kptrace.v1.ServiceRef.addr:type_name -> kptrace.v1.AddrPort
 	18, // 23: kptrace.v1.Decision.excluded:type_name -> kptrace.v1.Excluded
 	13, // 24: kptrace.v1.Decision.source_seen:type_name -> kptrace.v1.AddrPort
-	16, // 25: kptrace.v1.Attempt.endpoint:type_name -> kptrace.v1.Peer
-	14, // 26: kptrace.v1.Path.tuple:type_name -> kptrace.v1.Tuple
-	14, // 27: kptrace.v1.Path.left:type_name -> kptrace.v1.Tuple
-	22, // 28: kptrace.v1.Path.hops:type_name -> kptrace.v1.Hop
-	23, // 29: kptrace.v1.Hop.changes:type_name -> kptrace.v1.Change
-	14, // 30: kptrace.v1.Flow.tuple:type_name -> kptrace.v1.Tuple
-	14, // 31: kptrace.v1.Flow.reply:type_name -> kptrace.v1.Tuple
-	16, // 32: kptrace.v1.Flow.client:type_name -> kptrace.v1.Peer
-	17, // 33: kptrace.v1.Flow.service:type_name -> kptrace.v1.ServiceRef
-	16, // 34: kptrace.v1.Flow.backend:type_name -> kptrace.v1.Peer
-	19, // 35: kptrace.v1.Flow.decision:type_name -> kptrace.v1.Decision
-	20, // 36: kptrace.v1.Flow.attempts:type_name -> kptrace.v1.Attempt
-	15, // 37: kptrace.v1.Flow.out:type_name -> kptrace.v1.Counters
-	15, // 38: kptrace.v1.Flow.in:type_name -> kptrace.v1.Counters
-	21, // 39: kptrace.v1.Flow.paths:type_name -> kptrace.v1.Path
-	25, // 40: kptrace.v1.Flow.carried:type_name -> kptrace.v1.Carried
-	28, // 41: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
-	29, // 42: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
-	30, // 43: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
-	31, // 44: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
-	32, // 45: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
-	33, // 46: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
-	11, // 47: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
-	34, // 48: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
-	0,  // 49: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
-	1,  // 50: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
-	26, // 51: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
-	5,  // 52: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
-	5,  // 53: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
-	27, // 54: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
-	52, // [52:55] is the sub-list for method output_type
-	49, // [49:52] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	20, // 25: kptrace.v1.Decision.load:type_name -> kptrace.v1.Load
+	21, // 26: kptrace.v1.Load.servers:type_name -> kptrace.v1.ServerLoad
+	13, // 27: kptrace.v1.ServerLoad.addr:type_name -> kptrace.v1.AddrPort
+	16, // 28: kptrace.v1.Attempt.endpoint:type_name -> kptrace.v1.Peer
+	14, // 29: kptrace.v1.Path.tuple:type_name -> kptrace.v1.Tuple
+	14, // 30: kptrace.v1.Path.left:type_name -> kptrace.v1.Tuple
+	24, // 31: kptrace.v1.Path.hops:type_name -> kptrace.v1.Hop
+	25, // 32: kptrace.v1.Hop.changes:type_name -> kptrace.v1.Change
+	14, // 33: kptrace.v1.Flow.tuple:type_name -> kptrace.v1.Tuple
+	14, // 34: kptrace.v1.Flow.reply:type_name -> kptrace.v1.Tuple
+	16, // 35: kptrace.v1.Flow.client:type_name -> kptrace.v1.Peer
+	17, // 36: kptrace.v1.Flow.service:type_name -> kptrace.v1.ServiceRef
+	16, // 37: kptrace.v1.Flow.backend:type_name -> kptrace.v1.Peer
+	19, // 38: kptrace.v1.Flow.decision:type_name -> kptrace.v1.Decision
+	22, // 39: kptrace.v1.Flow.attempts:type_name -> kptrace.v1.Attempt
+	15, // 40: kptrace.v1.Flow.out:type_name -> kptrace.v1.Counters
+	15, // 41: kptrace.v1.Flow.in:type_name -> kptrace.v1.Counters
+	23, // 42: kptrace.v1.Flow.paths:type_name -> kptrace.v1.Path
+	27, // 43: kptrace.v1.Flow.carried:type_name -> kptrace.v1.Carried
+	30, // 44: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
+	31, // 45: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
+	32, // 46: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
+	33, // 47: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
+	34, // 48: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
+	35, // 49: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
+	11, // 50: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
+	36, // 51: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
+	0,  // 52: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
+	1,  // 53: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
+	28, // 54: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
+	5,  // 55: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
+	5,  // 56: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
+	29, // 57: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
+	55, // [55:58] is the sub-list for method output_type
+	52, // [52:55] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_relay_proto_init() }
@@ -3624,7 +3787,7 @@ func file_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_relay_proto_rawDesc), len(file_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

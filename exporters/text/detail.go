@@ -93,6 +93,19 @@ func detailDecision(line func(string, string, ...any), f *trace.Flow) {
 	if d.Candidates > 0 {
 		line("  algorithm", "%s among %s%s", d.Algorithm, plural(d.Candidates, "candidate"), excluded(d.Excluded))
 	}
+	if d.Load != nil {
+		line("  load", "sampled %s before the pick: active / other connections, weight", Duration(d.Load.Age))
+		for i, s := range d.Load.Servers {
+			mark := ""
+			if i == d.Load.Picked {
+				mark = "  picked"
+			}
+			line("", "%s  %d / %d, %d%s", s.Addr, s.Active, s.Inactive, s.Weight, mark)
+		}
+	}
+	if d.Forwarding != trace.ForwardUnknown {
+		line("  forwarding", "%s", d.Forwarding)
+	}
 	if d.Probability > 0 {
 		line("  chance", "%s", percent(d.Probability))
 	}

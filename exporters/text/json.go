@@ -86,6 +86,25 @@ type DecisionJSON struct {
 	Policy              string         `json:"policy"`
 	Masquerade          string         `json:"masquerade"`
 	SourceSeenByBackend string         `json:"sourceSeenByBackend,omitempty"`
+	// Load is what an IPVS scheduler had to choose from, sampled AgeMs before.
+	Load *LoadJSON `json:"load,omitempty"`
+	// Forwarding is how IPVS sends packets to the backend.
+	Forwarding string `json:"forwarding,omitempty"`
+}
+
+// LoadJSON is a sample of the servers of an IPVS virtual server.
+type LoadJSON struct {
+	AgeMs   *Millis          `json:"ageMs"`
+	Servers []ServerLoadJSON `json:"servers"`
+}
+
+// ServerLoadJSON is one server: established and other connections, weight.
+type ServerLoadJSON struct {
+	Backend  string `json:"backend"`
+	Active   int    `json:"active"`
+	Inactive int    `json:"inactive"`
+	Weight   int    `json:"weight"`
+	Picked   bool   `json:"picked"`
 }
 
 // ExcludedJSON counts endpoints that were no candidates.
@@ -142,6 +161,7 @@ func ToJSON(f *trace.Flow) FlowJSON {
 		Decision: DecisionJSON{
 			Known: d.Known, Note: d.Note, Mode: d.Mode, Algorithm: d.Algorithm, Candidates: d.Candidates,
 			Excluded: ExcludedJSON(d.Excluded), Affinity: d.Affinity, Policy: d.Policy, Masquerade: d.Masquerade,
+			Forwarding: d.Forwarding.String(),
 		},
 		Attempts: make([]AttemptJSON, 0, len(f.Attempts)),
 		Outcome:  f.Outcome, Reason: f.Reason,
@@ -168,6 +188,14 @@ func ToJSON(f *trace.Flow) FlowJSON {
 	}
 	if d.SourceSeen.IsValid() {
 		out.Decision.SourceSeenByBackend = d.SourceSeen.String()
+	}
+	if l := d.Load; l != nil {
+		out.Decision.Load = &LoadJSON{AgeMs: millis(l.Age), Servers: []ServerLoadJSON{}}
+		for i, s := range l.Servers {
+			out.Decision.Load.Servers = append(out.Decision.Load.Servers, ServerLoadJSON{
+				Backend: s.Addr.String(), Active: s.Active, Inactive: s.Inactive, Weight: s.Weight, Picked: i == l.Picked,
+			})
+		}
 	}
 	if f.Counted {
 		out.BytesOut, out.PacketsOut = &f.Out.Bytes, &f.Out.Packets

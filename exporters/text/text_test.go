@@ -391,6 +391,18 @@ func TestDecisionWords(t *testing.T) {
 	for want, change := range map[string]func(d *trace.Decision){
 		"random 0.5 %, 1 of 200": func(d *trace.Decision) { d.Probability, d.Candidates = 0.005, 200 },
 		"lc, 1 of 3":             func(d *trace.Decision) { d.Algorithm, d.Probability = "lc", 0 },
+		"round robin, 1 of 3":    func(d *trace.Decision) { d.Mode, d.Algorithm, d.Probability = proxy.IPVS, "rr", 0 },
+		"least-conn: 2 of [2 5 7], sampled": func(d *trace.Decision) {
+			d.Mode, d.Algorithm, d.Probability = proxy.IPVS, "lc", 0
+			d.Load = &trace.Load{Servers: []trace.ServerLoad{{Active: 2, Weight: 1}, {Active: 5, Weight: 1}, {Active: 7, Weight: 1}}}
+		},
+		"weighted least-conn: 5/3 of [2/1 5/3], sampled": func(d *trace.Decision) {
+			d.Mode, d.Algorithm, d.Probability = proxy.IPVS, "wlc", 0
+			d.Load = &trace.Load{Picked: 1, Servers: []trace.ServerLoad{{Active: 2, Weight: 1}, {Active: 5, Weight: 3}}}
+		},
+		"source hash, 1 of 3, by direct routing": func(d *trace.Decision) {
+			d.Mode, d.Algorithm, d.Probability, d.Forwarding = proxy.IPVS, "sh", 0, trace.ForwardDirect
+		},
 		"random 33 %, 1 of 3, terminating endpoints only":     func(d *trace.Decision) { d.Policy = "terminating" },
 		"random 33 %, 1 of 3, masqueraded":                    func(d *trace.Decision) { d.Masquerade = "marked" },
 		"affinity evicted, random 33 %, 1 of 3":               func(d *trace.Decision) { d.Affinity = trace.AffinityEvicted },

@@ -68,7 +68,15 @@ func Why(f *trace.Flow) string {
 // choice says how one endpoint was picked of how many.
 func choice(d *trace.Decision) string {
 	x := excluded(d.Excluded)
+	if d.Forwarding > trace.ForwardNAT {
+		x += ", by " + d.Forwarding.String()
+	}
 	switch {
+	case d.Mode == proxy.IPVS && d.Candidates > 1:
+		if d.Load != nil && d.Load.Picked >= 0 {
+			return schedulerWords(d.Algorithm) + ": " + loadWords(d.Load) + ", sampled" + x
+		}
+		return fmt.Sprintf("%s, 1 of %d%s", schedulerWords(d.Algorithm), d.Candidates, x)
 	case d.Candidates == 1:
 		return "only endpoint" + x
 	case d.Candidates == 0:
@@ -77,6 +85,62 @@ func choice(d *trace.Decision) string {
 		return fmt.Sprintf("%s %s, 1 of %d%s", d.Algorithm, percent(d.Probability), d.Candidates, x)
 	}
 	return fmt.Sprintf("%s, 1 of %d%s", cmp.Or(strings.ReplaceAll(d.Algorithm, "-", " "), "picked"), d.Candidates, x)
+}
+
+// schedulerWords is an IPVS scheduler's name in few words.
+func schedulerWords(name string) string {
+	switch name {
+	case "rr":
+		return "round robin"
+	case "wrr":
+		return "weighted round robin"
+	case "lc":
+		return "least-conn"
+	case "wlc":
+		return "weighted least-conn"
+	case "sh":
+		return "source hash"
+	case "dh":
+		return "destination hash"
+	case "mh":
+		return "maglev hash"
+	case "sed":
+		return "shortest expected delay"
+	case "nq":
+		return "never queue"
+	case "lblc":
+		return "locality least-conn"
+	case "lblcr":
+		return "locality least-conn with replication"
+	case "fo":
+		return "failover"
+	case "ovf":
+		return "overflow"
+	}
+	return cmp.Or(name, "picked")
+}
+
+// loadWords is "2 of [2 5 7]": the picked server's established connections and
+// those of all; "2/3 of [2/3 5/1]" with their weights where these differ.
+func loadWords(l *trace.Load) string {
+	weighted := false
+	for _, s := range l.Servers {
+		weighted = weighted || s.Weight != l.Servers[0].Weight
+	}
+	number := func(s trace.ServerLoad) string {
+		if weighted {
+			return fmt.Sprintf("%d/%d", s.Active, s.Weight)
+		}
+		return fmt.Sprint(s.Active)
+	}
+	all := make([]string, len(l.Servers))
+	for i, s := range l.Servers {
+		all[i] = number(s)
+	}
+	if len(all) > 8 {
+		all = append(all[:8], "…")
+	}
+	return number(l.Servers[l.Picked]) + " of [" + strings.Join(all, " ") + "]"
 }
 
 // excluded is " (1 not ready, 2 terminating)", or empty.

@@ -270,14 +270,15 @@ func looksAtLoad(scheduler string) bool {
 	return false
 }
 
-// inputs writes to f what the scheduler had to choose from.
+// inputs writes to f how the server gets its packets, and what the scheduler
+// had to choose from.
 func (s *ipvsState) inputs(f *trace.Flow, e *trace.Event) {
 	d := &f.Decision
-	d.Load = nil
+	m := s.servers[virtualKey(e.Tuple.Proto(), e.Tuple.Dst())]
+	d.Load, d.Forwarding = nil, m[endpointOf(e)].Method
 	if !looksAtLoad(d.Algorithm) || d.Affinity == trace.AffinityHit {
 		return
 	}
-	m := s.servers[virtualKey(e.Tuple.Proto(), e.Tuple.Dst())]
 	newest := int64(0)
 	for _, x := range m {
 		newest = max(newest, x.time)
