@@ -195,3 +195,7 @@ func isBuiltin(table, chain string) bool {
 	}
 	return false
 }
+
+// IsKubeProxy reports whether only a kube-proxy makes a chain of this name, in
+// whatever mode.
+func IsKubeProxy(chain string) bool { return isKubeProxy(chain) }
