@@ -23,8 +23,7 @@ func (n *node) relayConfig() relay.Config {
 			}
 		},
 		Watching: func(delta int) { n.tracer.watchers.Add(int64(delta)) },
-		Explain:  n.explain, Check: n.check,
-		Logger: n.cfg.Logger,
+		Logger:   n.cfg.Logger,
 	}
 }
 

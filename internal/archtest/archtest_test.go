@@ -118,6 +118,7 @@ func TestMutations(t *testing.T) {
 		{name: "gopacket in proxy", file: "proxy/iptables/x.go", imports: `"github.com/google/gopacket"`, want: "home is trace"},
 		{name: "nflog in exporters", file: "exporters/prom/x.go", imports: `"github.com/florianl/go-nflog/v2"`, want: "home is trace"},
 		{name: "ti-mo in node", file: "node/x_test.go", imports: `"github.com/ti-mo/conntrack"`, want: "home is trace"},
+		{name: "moby in node", file: "node/x.go", imports: `"github.com/moby/ipvs"`, want: "home is proxy/ipvs"},
 		{name: "os/exec in lab", file: "lab/x.go", imports: `"os/exec"`, want: "home is internal/exec"},
 		{name: "os/exec in a test", file: "cmd/m/x_test.go", imports: `"os/exec"`, want: "home is internal/exec"},
 		{name: "os/exec beside its home", file: "internal/execute/x.go", imports: `"os/exec"`, want: "home is internal/exec"},

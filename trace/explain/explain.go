@@ -22,10 +22,10 @@ import (
 // Answer is what would become of one packet.
 type Answer struct {
 	// Rules says where the rules are from, for people.
-	Rules  string
-	Packet proxy.Packet
+	Rules  string       `json:"rules"`
+	Packet proxy.Packet `json:"-"`
 	// From and To name the packet's ends where they are known.
-	From trace.Peer
+	From trace.Peer `json:"-"`
 	// Cases are what may be, by what could not be evaluated before the endpoint
 	// was picked. Mostly there is one, without conditions.
 	Cases []Case
