@@ -1,8 +1,11 @@
 package conntrack
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
+	"strings"
 )
 
 // Proto is an IP protocol number as IANA assigns them.
@@ -124,4 +127,39 @@ func (t Tuple) Is4() bool { return netip.AddrFrom16(t.src).Is4In6() }
 // String returns "tcp 10.0.0.1:40000 > 10.96.0.10:80".
 func (t Tuple) String() string {
 	return t.proto.String() + " " + t.Src().String() + " > " + t.Dst().String()
+}
+
+// MarshalText returns what String does, and nothing for the zero Tuple.
+func (t Tuple) MarshalText() ([]byte, error) {
+	if t.IsZero() {
+		return nil, nil
+	}
+	return []byte(t.String()), nil
+}
+
+// UnmarshalText reads what MarshalText wrote.
+func (t *Tuple) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		*t = Tuple{}
+		return nil
+	}
+	words := strings.Fields(string(b))
+	if len(words) != 4 || words[2] != ">" {
+		return fmt.Errorf("conntrack: %q is no tuple", b)
+	}
+	proto, err := ParseProto(words[0])
+	if err != nil {
+		n, err := strconv.ParseUint(words[0], 10, 8)
+		if err != nil {
+			return fmt.Errorf("conntrack: %q is no tuple: unknown protocol", b)
+		}
+		proto = Proto(n)
+	}
+	src, err1 := netip.ParseAddrPort(words[1])
+	dst, err2 := netip.ParseAddrPort(words[3])
+	if err := errors.Join(err1, err2); err != nil {
+		return fmt.Errorf("conntrack: %q is no tuple: %w", b, err)
+	}
+	*t = NewTuple(proto, src, dst)
+	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/exporters/prom"
 	"github.com/kptrace/kptrace/proxy"
 )
 
@@ -45,6 +46,8 @@ type Config struct {
 	Socket string
 	// HTTP says what else is served, and where.
 	HTTP HTTPConfig
+	// Metrics shapes the metrics about connections.
+	Metrics prom.FlowConfig
 	// Wanted is the mode that was asked for, if another one runs because it
 	// cannot, and Fallback why: for metrics and status.
 	Wanted   proxy.Mode

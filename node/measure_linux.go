@@ -23,15 +23,7 @@ func (n *node) measure() {
 	if b, ok := n.cfg.Backend.(interface{ IPv6() bool }); ok && b.IPv6() {
 		families, labels = append(families, health.IPv6), append(labels, prom.IPv6)
 	}
-	n.metrics = prom.New(prom.Config{
-		Version: n.cfg.Version, Families: labels,
-		Mode: n.cfg.Backend.Mode(), Wanted: n.cfg.Wanted,
-		Sync: func() proxy.SyncStats { return n.syncer.Stats() }, Started: n.started,
-		Packets: func(name string) (uint64, bool) {
-			packets, err := nfnl.Counter(name)
-			return packets, err == nil
-		},
-	})
+	n.metrics = prom.New(n.metricsConfig(labels))
 	n.health = &health.Source{
 		Stats: func() proxy.SyncStats { return n.syncer.Stats() }, Eligible: n.eligible,
 		Timeout: 2 * n.cfg.SyncPeriod, Families: families,
@@ -49,6 +41,12 @@ func (n *node) measure() {
 	n.syncer = proxy.NewSyncer(proxy.SyncerConfig{
 		Backend: n.cfg.Backend, MinInterval: n.cfg.MinSyncPeriod, Logger: n.cfg.Logger, Observe: n.observe,
 	})
+}
+
+// packetCounter reads an nfacct counter.
+func packetCounter(name string) (uint64, bool) {
+	packets, err := nfnl.Counter(name)
+	return packets, err == nil
 }
 
 // healthAddrs are the addresses of Config.HealthPorts. Like kube-proxy, it looks
@@ -97,6 +95,7 @@ func (n *node) eligible() bool {
 // serve adds the HTTP servers to g.
 func (n *node) serve(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return n.ports.Run(ctx) })
+	n.countFlows(ctx, g)
 	c := n.cfg.HTTP
 	if c.Healthz != "" {
 		g.Go(func() error {

@@ -8,12 +8,16 @@ import (
 	"fmt"
 
 	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace/check"
 )
 
 var errLinux = fmt.Errorf("node: only Linux has netfilter: %w", errors.ErrUnsupported)
 
 // Run fails: only Linux has netfilter.
 func Run(context.Context, Config) error { return errLinux }
+
+// Inspect fails: only Linux has netfilter.
+func Inspect(context.Context) (*check.State, []string, error) { return nil, nil, errLinux }
 
 // Init fails: only Linux has netfilter.
 func Init(Config) error { return errLinux }

@@ -23,7 +23,8 @@ func (n *node) relayConfig() relay.Config {
 			}
 		},
 		Watching: func(delta int) { n.tracer.watchers.Add(int64(delta)) },
-		Logger:   n.cfg.Logger,
+		Explain:  n.explain, Check: n.check,
+		Logger: n.cfg.Logger,
 	}
 }
 

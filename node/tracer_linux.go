@@ -52,6 +52,10 @@ type tracer struct {
 	calls chan func(*correlate.Correlator)
 	asks  chan conntrack.Tuple
 
+	// decoding, by source, and correlating are nanoseconds spent.
+	decoding    [16]atomic.Int64
+	correlating atomic.Int64
+
 	losses   lossBox
 	watchers atomic.Int64 // followers at the moment
 	restarts atomic.Uint64
@@ -173,7 +177,9 @@ func (t *tracer) lookup(prefix []byte) *proxy.Rule {
 // no room is dropped and counted.
 func (t *tracer) enqueue(dec trace.Decoder, f trace.Frame) {
 	b := t.pool.Get().(*batch)
+	began := time.Now()
 	b.events = dec.Decode(f, b.events[:0])
+	t.decoding[f.Source&15].Add(int64(time.Since(began)))
 	if len(b.events) == 0 {
 		t.pool.Put(b)
 		return
@@ -203,10 +209,12 @@ func (t *tracer) correlate(ctx context.Context, c *correlate.Correlator) error {
 			if t.cfg.inject != nil {
 				t.cfg.inject()
 			}
+			began := time.Now()
 			t.tell(c)
 			for i := range b.events {
 				c.Handle(&b.events[i])
 			}
+			t.correlating.Add(int64(time.Since(began)))
 			t.pool.Put(b)
 		case f := <-t.calls:
 			f(c)

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/exporters/relay"
 	"github.com/kptrace/kptrace/exporters/text"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/liverules"
@@ -32,6 +33,7 @@ type explainFlags struct {
 	in            string
 	all           bool
 	output        string
+	sockets       []string
 }
 
 func newExplainCmd() *cobra.Command {
@@ -48,8 +50,9 @@ kube-proxy in iptables mode, either flavour, with whatever else is in the
 tables. That needs no root, no cluster, and works on any OS. With --manifests,
 and no --rules, they are those that kptrace would write for a folder of YAML;
 with both, the YAML gives names and says why endpoints are no candidates.
+With neither, the nodes that run here are asked, each for its live rules.
 
-Without a packet: a table of every Service, its endpoints and their odds.
+Without a packet or a client: a table of every Service, its endpoints and odds.
 
 Nothing is guessed. What a text cannot tell (sets, sockets, which addresses are
 the node's) is reported as not evaluated, and if it matters the answer is given
@@ -66,6 +69,9 @@ Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if rules lead nowhere.`,
 
   # A Service by name, from one client, as JSON with path and odds
   kptrace explain svc/foo -n shop --from 10.244.1.2 --rules node1.rules -o json
+
+  # By the live rules of the nodes that run here
+  kptrace explain svc/foo -n shop --from pod/web
 
   # What kptrace would do with it, with the names of pods and who is excluded and why
   kptrace explain svc/foo -n shop --from pod/web --manifests ./state --node node1`,
@@ -86,6 +92,7 @@ Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if rules lead nowhere.`,
 	fl.StringVar(&f.in, "in", "", "interface the packet comes in by, where rules ask for it")
 	fl.BoolVar(&f.all, "all", false, "print the rules of every endpoint's way, not only of one")
 	fl.StringVarP(&f.output, "output", "o", "text", "text or json")
+	addSocketFlag(cmd, &f.sockets)
 	completeFrom(cmd, "output", []string{"text", "json"})
 	return cmd
 }
@@ -113,6 +120,17 @@ func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
 			return usageErr(fmt.Errorf("%s is no Service: use svc/NAME", args[0]))
 		}
 		svc, ns = sel.Name, sel.Namespace
+	}
+	if len(f.rules.files) == 0 && f.rules.manifests == "" {
+		clients, err := connect(cmd.Context(), f.sockets, false, cmd.ErrOrStderr())
+		if err == nil {
+			defer closeAll(clients)
+			return f.ask(cmd, clients, ns, svc)
+		}
+		if !errors.Is(err, relay.ErrNotRunning) || len(f.sockets) > 0 {
+			return err
+		}
+		return usageErr(fmt.Errorf("%w; or say where rules come from: --rules FILE (what iptables-save printed; - is stdin), or --manifests DIR for what kptrace would write", err))
 	}
 	live, err := f.rules.load(cmd.Context(), cmd.InOrStdin())
 	if err != nil {
@@ -214,9 +232,79 @@ func (f *explainFlags) packets(live *rulesOf, services []*liverules.Service) ([]
 	return out, nil
 }
 
-func (f *explainFlags) answer(cmd *cobra.Command, live *rulesOf, packets []proxy.Packet) error {
+// ask asks nodes that run here; each answers by its own live rules.
+func (f *explainFlags) ask(cmd *cobra.Command, clients []*relay.Client, ns, svc string) error {
+	req := relay.ExplainRequest{Namespace: ns, Service: svc, In: f.in}
+	if len(f.ports) > 0 {
+		req.Port = f.ports[0]
+	}
+	switch {
+	case f.packet != "":
+		pkt, err := parsePacket(f.packet)
+		if err != nil {
+			return usageErr(fmt.Errorf("--packet: %w", err))
+		}
+		pkt.In = f.in
+		req.Packet = &pkt
+	case svc == "":
+		return usageErr(errors.New("say what to explain: svc/NAME, or --packet; a table of all Services is made of --rules or --manifests"))
+	case f.from == "node":
+		req.FromNode = true
+	case f.from != "":
+		if a, err := netip.ParseAddr(f.from); err == nil {
+			req.From = netip.AddrPortFrom(a, 40000)
+			break
+		}
+		sel, err := trace.ParseSelector(f.from, f.namespace)
+		if err != nil || sel.Kind != trace.SelectPod {
+			return usageErr(fmt.Errorf("--from %q: use an address, pod/NAME, or node", f.from))
+		}
+		req.FromPod = sel.Namespace + "/" + sel.Name
+	}
+	var all []explain.Answer
+	var missing error
+	for _, c := range clients {
+		answers, err := c.Explain(cmd.Context(), req)
+		if errors.Is(err, relay.ErrNotFound) {
+			missing = cmp.Or(missing, err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		all = append(all, answers...)
+	}
+	if len(all) == 0 && missing != nil {
+		return missing
+	}
+	return f.print(cmd, all)
+}
+
+func (f *explainFlags) print(cmd *cobra.Command, all []explain.Answer) error {
 	var docs []text.ExplainJSON
-	for i, pkt := range packets {
+	for i := range all {
+		if f.output == "json" {
+			docs = append(docs, text.ToExplainJSON(&all[i]))
+			continue
+		}
+		if i > 0 {
+			fmt.Fprintln(cmd.OutOrStdout())
+		}
+		if err := text.Explain(cmd.OutOrStdout(), &all[i], f.all); err != nil {
+			return err
+		}
+	}
+	if f.output == "json" && len(docs) == 1 {
+		return printJSON(cmd.OutOrStdout(), docs[0])
+	} else if f.output == "json" {
+		return printJSON(cmd.OutOrStdout(), docs)
+	}
+	return nil
+}
+
+func (f *explainFlags) answer(cmd *cobra.Command, live *rulesOf, packets []proxy.Packet) error {
+	var all []explain.Answer
+	for _, pkt := range packets {
 		if slices.Contains(live.addrs, pkt.Src.Addr()) || pkt.Src.Addr().IsLoopback() {
 			pkt.FromNode = true
 		}
@@ -227,23 +315,9 @@ func (f *explainFlags) answer(cmd *cobra.Command, live *rulesOf, packets []proxy
 		a.Rules = live.from
 		a.Notes = append(a.Notes, live.notes...)
 		a.Name(live.snapshot, proxy.Overlay{})
-		if f.output == "json" {
-			docs = append(docs, text.ToExplainJSON(&a))
-			continue
-		}
-		if i > 0 {
-			fmt.Fprintln(cmd.OutOrStdout())
-		}
-		if err := text.Explain(cmd.OutOrStdout(), &a, f.all); err != nil {
-			return err
-		}
+		all = append(all, a)
 	}
-	if f.output == "json" && len(docs) == 1 {
-		return printJSON(cmd.OutOrStdout(), docs[0])
-	} else if f.output == "json" {
-		return printJSON(cmd.OutOrStdout(), docs)
-	}
-	return nil
+	return f.print(cmd, all)
 }
 
 // parsePacket reads "tcp:10.244.1.2:40000-10.96.0.10:80".

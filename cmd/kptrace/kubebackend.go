@@ -84,7 +84,15 @@ func (f *proxyFlags) dropIn() bool { return f.manifests == "" || f.kube.file != 
 func (f *proxyFlags) nodeConfig(c *config.Config, logger *slog.Logger) (node.Config, error) {
 	dropIn := f.dropIn()
 	served, err := f.kube.http(c, dropIn)
+	if err != nil {
+		return node.Config{}, err
+	}
+	metrics, err := f.metrics.config()
+	if err != nil {
+		return node.Config{}, usageErr(err)
+	}
 	return node.Config{
+		Metrics: metrics,
 		Version: version, Logger: logger,
 		Trace: f.trace, NFLogGroup: f.group, MasqueradeMark: 1 << *c.IPTables.MasqueradeBit,
 		Socket: f.socket, HistoryFailures: f.historyFailures, HistorySuccesses: f.historySuccesses,
@@ -92,7 +100,7 @@ func (f *proxyFlags) nodeConfig(c *config.Config, logger *slog.Logger) (node.Con
 		HealthPorts: prefixes(c.NodePortAddresses),
 		HTTP:        served, Sysctls: f.kube.sysctls(c, dropIn),
 		SyncPeriod: c.IPTables.SyncPeriod.Duration, MinSyncPeriod: f.kube.minSyncPeriod(c, dropIn),
-	}, err
+	}, nil
 }
 
 // localhost reports whether node ports are served on 127.0.0.0/8, for which the

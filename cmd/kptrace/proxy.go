@@ -34,6 +34,7 @@ type proxyFlags struct {
 	verbose            bool
 	historySuccesses   int
 	historyFailures    int
+	metrics            metricsFlags
 }
 
 func newProxyCmd() *cobra.Command {
@@ -81,6 +82,7 @@ kill -9, the next start takes over, or kptrace cleanup undoes it by hand.`,
 	fl.StringVar(&f.undo, "undo-on-exit", "auto", "remove rules and set sysctls back at the end: always, never, or auto (on Ctrl-C, not on SIGTERM)")
 	fl.BoolVar(&f.verbose, "verbose", false, "log every sync")
 	fl.IntVar(&f.historyFailures, "history-failures", 10_000, "failed connections to keep")
+	f.metrics.add(cmd)
 	fl.IntVar(&f.historySuccesses, "history-successes", 10_000, "other connections to keep")
 	return cmd
 }

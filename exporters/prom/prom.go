@@ -1,43 +1,14 @@
 package prom
 
 import (
-	"net/http"
 	"runtime"
 	"sync"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/kptrace/kptrace/proxy"
 )
-
-// The values of the label ip_family.
-const (
-	IPv4 = "IPv4"
-	IPv6 = "IPv6"
-)
-
-// Config says where the values come from.
-type Config struct {
-	// Version is kptrace's own.
-	Version string
-	// Families are the address families the proxy programs: IPv4, IPv6 or
-	// both.
-	Families []string
-	// Mode is the mode in use, Wanted the one that was asked for.
-	Mode, Wanted proxy.Mode
-	// Sync says what the Syncer has done.
-	Sync func() proxy.SyncStats
-	// Packets reads a kernel packet counter by its nfacct name. It reports
-	// false where the kernel has none; the metric is then absent, as
-	// kube-proxy's is. Nil means it always does.
-	Packets func(name string) (uint64, bool)
-	// Started is when the process started: changes that happened before are
-	// not its to measure.
-	Started time.Time
-}
 
 // Exporter holds the metrics of one node.
 type Exporter struct {
@@ -46,6 +17,8 @@ type Exporter struct {
 	sync     syncMetrics
 	probes   *prometheus.CounterVec
 	lives    *prometheus.CounterVec
+	flows    *flows
+	arenas   arenas
 
 	mu       sync.Mutex
 	asked    *proxy.Snapshot // the newest that was asked for
@@ -61,7 +34,7 @@ type Exporter struct {
 
 // New returns an Exporter that nobody has scraped.
 func New(cfg Config) *Exporter {
-	e := &Exporter{cfg: cfg, registry: prometheus.NewRegistry(), sync: newSyncMetrics(cfg.Families)}
+	e := &Exporter{cfg: cfg, registry: prometheus.NewRegistry(), sync: newSyncMetrics(cfg.Families), flows: newFlows(cfg)}
 	e.probes = newCounter("proxy_healthz_total", "Cumulative proxy healthz HTTP status", "code")
 	e.lives = newCounter("proxy_livez_total", "Cumulative proxy livez HTTP status", "code")
 	for _, code := range []string{"200", "503"} {
@@ -72,7 +45,7 @@ func New(cfg Config) *Exporter {
 		Name: "kptrace_build_info", Help: "Always 1; the labels say what was built with what.",
 	}, []string{"version", "go_version"})
 	build.WithLabelValues(cfg.Version, runtime.Version()).Set(1)
-	e.registry.MustRegister(e.probes, e.lives, build, e.fallback(), state{e},
+	e.registry.MustRegister(e.probes, e.lives, build, e.fallback(), state{e}, nodeState{e},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	e.registry.MustRegister(e.sync.all()...)
 	return e
@@ -93,14 +66,6 @@ func (e *Exporter) fallback() prometheus.Collector {
 		g.Set(1)
 	}
 	return v
-}
-
-// Handler serves the metrics, in OpenMetrics where the scraper prefers it. One
-// metric that fails does not hide the others.
-func (e *Exporter) Handler() http.Handler {
-	return promhttp.HandlerFor(e.registry, promhttp.HandlerOpts{
-		ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true,
-	})
 }
 
 // Asked notes that snap is now what is wanted. Call it for each Snapshot, in

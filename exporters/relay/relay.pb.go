@@ -112,6 +112,104 @@ func (x *Request) GetPathPackets() int64 {
 	return 0
 }
 
+// A question of a kind, and its answer, as JSON documents whose Go types are in
+// exporters/relay and trace.
+type Question struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Json          []byte                 `protobuf:"bytes,2,opt,name=json,proto3" json:"json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Question) Reset() {
+	*x = Question{}
+	mi := &file_relay_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Question) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Question) ProtoMessage() {}
+
+func (x *Question) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Question.ProtoReflect.Descriptor instead.
+func (*Question) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Question) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Question) GetJson() []byte {
+	if x != nil {
+		return x.Json
+	}
+	return nil
+}
+
+type Document struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Json          []byte                 `protobuf:"bytes,1,opt,name=json,proto3" json:"json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Document) Reset() {
+	*x = Document{}
+	mi := &file_relay_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Document) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Document) ProtoMessage() {}
+
+func (x *Document) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Document.ProtoReflect.Descriptor instead.
+func (*Document) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Document) GetJson() []byte {
+	if x != nil {
+		return x.Json
+	}
+	return nil
+}
+
 type FlowsRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Request *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
@@ -125,7 +223,7 @@ type FlowsRequest struct {
 
 func (x *FlowsRequest) Reset() {
 	*x = FlowsRequest{}
-	mi := &file_relay_proto_msgTypes[1]
+	mi := &file_relay_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -137,7 +235,7 @@ func (x *FlowsRequest) String() string {
 func (*FlowsRequest) ProtoMessage() {}
 
 func (x *FlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[1]
+	mi := &file_relay_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -150,7 +248,7 @@ func (x *FlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowsRequest.ProtoReflect.Descriptor instead.
 func (*FlowsRequest) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{1}
+	return file_relay_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *FlowsRequest) GetRequest() *Request {
@@ -189,7 +287,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_relay_proto_msgTypes[2]
+	mi := &file_relay_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -201,7 +299,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[2]
+	mi := &file_relay_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -214,7 +312,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{2}
+	return file_relay_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Filter) GetResources() []*Selector {
@@ -280,7 +378,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_relay_proto_msgTypes[3]
+	mi := &file_relay_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -292,7 +390,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[3]
+	mi := &file_relay_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -305,7 +403,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{3}
+	return file_relay_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Selector) GetKind() string {
@@ -360,7 +458,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_relay_proto_msgTypes[4]
+	mi := &file_relay_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -372,7 +470,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[4]
+	mi := &file_relay_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -385,7 +483,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{4}
+	return file_relay_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Port) GetNumber() uint32 {
@@ -411,7 +509,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_relay_proto_msgTypes[5]
+	mi := &file_relay_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -423,7 +521,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[5]
+	mi := &file_relay_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -436,7 +534,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{5}
+	return file_relay_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Batch) GetMessages() []*Message {
@@ -464,7 +562,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_relay_proto_msgTypes[6]
+	mi := &file_relay_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -476,7 +574,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[6]
+	mi := &file_relay_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -489,7 +587,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{6}
+	return file_relay_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Message) GetNode() string {
@@ -609,7 +707,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_relay_proto_msgTypes[7]
+	mi := &file_relay_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +719,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[7]
+	mi := &file_relay_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +732,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{7}
+	return file_relay_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Header) GetNode() string {
@@ -716,7 +814,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_relay_proto_msgTypes[8]
+	mi := &file_relay_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +826,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[8]
+	mi := &file_relay_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +839,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{8}
+	return file_relay_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ServiceInfo) GetName() *PortName {
@@ -817,7 +915,7 @@ type Idle struct {
 
 func (x *Idle) Reset() {
 	*x = Idle{}
-	mi := &file_relay_proto_msgTypes[9]
+	mi := &file_relay_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +927,7 @@ func (x *Idle) String() string {
 func (*Idle) ProtoMessage() {}
 
 func (x *Idle) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[9]
+	mi := &file_relay_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +940,7 @@ func (x *Idle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Idle.ProtoReflect.Descriptor instead.
 func (*Idle) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{9}
+	return file_relay_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Idle) GetFor() int64 {
@@ -917,7 +1015,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_relay_proto_msgTypes[10]
+	mi := &file_relay_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1027,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[10]
+	mi := &file_relay_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1040,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{10}
+	return file_relay_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *End) GetLosses() []*Loss {
@@ -965,7 +1063,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_relay_proto_msgTypes[11]
+	mi := &file_relay_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1075,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[11]
+	mi := &file_relay_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1088,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{11}
+	return file_relay_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Loss) GetSource() uint32 {
@@ -1040,7 +1138,7 @@ type PortName struct {
 
 func (x *PortName) Reset() {
 	*x = PortName{}
-	mi := &file_relay_proto_msgTypes[12]
+	mi := &file_relay_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1150,7 @@ func (x *PortName) String() string {
 func (*PortName) ProtoMessage() {}
 
 func (x *PortName) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[12]
+	mi := &file_relay_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1163,7 @@ func (x *PortName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortName.ProtoReflect.Descriptor instead.
 func (*PortName) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{12}
+	return file_relay_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PortName) GetNamespace() string {
@@ -1106,7 +1204,7 @@ type AddrPort struct {
 
 func (x *AddrPort) Reset() {
 	*x = AddrPort{}
-	mi := &file_relay_proto_msgTypes[13]
+	mi := &file_relay_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1216,7 @@ func (x *AddrPort) String() string {
 func (*AddrPort) ProtoMessage() {}
 
 func (x *AddrPort) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[13]
+	mi := &file_relay_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1229,7 @@ func (x *AddrPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddrPort.ProtoReflect.Descriptor instead.
 func (*AddrPort) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{13}
+	return file_relay_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AddrPort) GetAddr() []byte {
@@ -1159,7 +1257,7 @@ type Tuple struct {
 
 func (x *Tuple) Reset() {
 	*x = Tuple{}
-	mi := &file_relay_proto_msgTypes[14]
+	mi := &file_relay_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1269,7 @@ func (x *Tuple) String() string {
 func (*Tuple) ProtoMessage() {}
 
 func (x *Tuple) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[14]
+	mi := &file_relay_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1282,7 @@ func (x *Tuple) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tuple.ProtoReflect.Descriptor instead.
 func (*Tuple) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{14}
+	return file_relay_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Tuple) GetProto() uint32 {
@@ -1218,7 +1316,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_relay_proto_msgTypes[15]
+	mi := &file_relay_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1328,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[15]
+	mi := &file_relay_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1341,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{15}
+	return file_relay_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Counters) GetPackets() uint64 {
@@ -1273,7 +1371,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_relay_proto_msgTypes[16]
+	mi := &file_relay_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1383,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[16]
+	mi := &file_relay_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1396,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{16}
+	return file_relay_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Peer) GetAddr() *AddrPort {
@@ -1347,7 +1445,7 @@ type ServiceRef struct {
 
 func (x *ServiceRef) Reset() {
 	*x = ServiceRef{}
-	mi := &file_relay_proto_msgTypes[17]
+	mi := &file_relay_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1359,7 +1457,7 @@ func (x *ServiceRef) String() string {
 func (*ServiceRef) ProtoMessage() {}
 
 func (x *ServiceRef) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[17]
+	mi := &file_relay_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1372,7 +1470,7 @@ func (x *ServiceRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRef.ProtoReflect.Descriptor instead.
 func (*ServiceRef) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{17}
+	return file_relay_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ServiceRef) GetName() *PortName {
@@ -1409,7 +1507,7 @@ type Excluded struct {
 
 func (x *Excluded) Reset() {
 	*x = Excluded{}
-	mi := &file_relay_proto_msgTypes[18]
+	mi := &file_relay_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1519,7 @@ func (x *Excluded) String() string {
 func (*Excluded) ProtoMessage() {}
 
 func (x *Excluded) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[18]
+	mi := &file_relay_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1532,7 @@ func (x *Excluded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Excluded.ProtoReflect.Descriptor instead.
 func (*Excluded) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{18}
+	return file_relay_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Excluded) GetNotReady() int64 {
@@ -1495,7 +1593,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_relay_proto_msgTypes[19]
+	mi := &file_relay_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1507,7 +1605,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[19]
+	mi := &file_relay_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1520,7 +1618,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{19}
+	return file_relay_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Decision) GetKnown() bool {
@@ -1639,7 +1737,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_relay_proto_msgTypes[20]
+	mi := &file_relay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1651,7 +1749,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[20]
+	mi := &file_relay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1664,7 +1762,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{20}
+	return file_relay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Load) GetAge() int64 {
@@ -1700,7 +1798,7 @@ type ServerLoad struct {
 
 func (x *ServerLoad) Reset() {
 	*x = ServerLoad{}
-	mi := &file_relay_proto_msgTypes[21]
+	mi := &file_relay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1810,7 @@ func (x *ServerLoad) String() string {
 func (*ServerLoad) ProtoMessage() {}
 
 func (x *ServerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[21]
+	mi := &file_relay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +1823,7 @@ func (x *ServerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLoad.ProtoReflect.Descriptor instead.
 func (*ServerLoad) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{21}
+	return file_relay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ServerLoad) GetAddr() *AddrPort {
@@ -1771,7 +1869,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_relay_proto_msgTypes[22]
+	mi := &file_relay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +1881,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[22]
+	mi := &file_relay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1796,7 +1894,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{22}
+	return file_relay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Attempt) GetEndpoint() *Peer {
@@ -1867,7 +1965,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_relay_proto_msgTypes[23]
+	mi := &file_relay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +1977,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[23]
+	mi := &file_relay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +1990,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{23}
+	return file_relay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Path) GetPredicted() bool {
@@ -1999,7 +2097,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_relay_proto_msgTypes[24]
+	mi := &file_relay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2109,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[24]
+	mi := &file_relay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2122,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{24}
+	return file_relay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Hop) GetHook() string {
@@ -2171,7 +2269,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_relay_proto_msgTypes[25]
+	mi := &file_relay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2183,7 +2281,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[25]
+	mi := &file_relay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2196,7 +2294,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{25}
+	return file_relay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Change) GetField() string {
@@ -2256,7 +2354,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_relay_proto_msgTypes[26]
+	mi := &file_relay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2268,7 +2366,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[26]
+	mi := &file_relay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2281,7 +2379,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{26}
+	return file_relay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Flow) GetId() uint64 {
@@ -2493,7 +2591,7 @@ type Carried struct {
 
 func (x *Carried) Reset() {
 	*x = Carried{}
-	mi := &file_relay_proto_msgTypes[27]
+	mi := &file_relay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2505,7 +2603,7 @@ func (x *Carried) String() string {
 func (*Carried) ProtoMessage() {}
 
 func (x *Carried) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[27]
+	mi := &file_relay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2518,7 +2616,7 @@ func (x *Carried) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Carried.ProtoReflect.Descriptor instead.
 func (*Carried) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{27}
+	return file_relay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Carried) GetTime() int64 {
@@ -2557,7 +2655,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_relay_proto_msgTypes[28]
+	mi := &file_relay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2569,7 +2667,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[28]
+	mi := &file_relay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2582,7 +2680,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{28}
+	return file_relay_proto_rawDescGZIP(), []int{30}
 }
 
 type StatusResponse struct {
@@ -2619,7 +2717,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_relay_proto_msgTypes[29]
+	mi := &file_relay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +2729,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[29]
+	mi := &file_relay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +2742,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{29}
+	return file_relay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -2841,7 +2939,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_relay_proto_msgTypes[30]
+	mi := &file_relay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2853,7 +2951,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[30]
+	mi := &file_relay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2866,7 +2964,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{30}
+	return file_relay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Problem) GetFile() string {
@@ -2908,7 +3006,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_relay_proto_msgTypes[31]
+	mi := &file_relay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3018,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[31]
+	mi := &file_relay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3031,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{31}
+	return file_relay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Skipped) GetNamespace() string {
@@ -2975,7 +3073,7 @@ type SourceStats struct {
 
 func (x *SourceStats) Reset() {
 	*x = SourceStats{}
-	mi := &file_relay_proto_msgTypes[32]
+	mi := &file_relay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +3085,7 @@ func (x *SourceStats) String() string {
 func (*SourceStats) ProtoMessage() {}
 
 func (x *SourceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[32]
+	mi := &file_relay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +3098,7 @@ func (x *SourceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStats.ProtoReflect.Descriptor instead.
 func (*SourceStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{32}
+	return file_relay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SourceStats) GetSource() uint32 {
@@ -3084,7 +3182,7 @@ type FlowTableStats struct {
 
 func (x *FlowTableStats) Reset() {
 	*x = FlowTableStats{}
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3096,7 +3194,7 @@ func (x *FlowTableStats) String() string {
 func (*FlowTableStats) ProtoMessage() {}
 
 func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3109,7 +3207,7 @@ func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTableStats.ProtoReflect.Descriptor instead.
 func (*FlowTableStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{33}
+	return file_relay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FlowTableStats) GetOpen() int64 {
@@ -3144,7 +3242,7 @@ type RingStats struct {
 
 func (x *RingStats) Reset() {
 	*x = RingStats{}
-	mi := &file_relay_proto_msgTypes[34]
+	mi := &file_relay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3156,7 +3254,7 @@ func (x *RingStats) String() string {
 func (*RingStats) ProtoMessage() {}
 
 func (x *RingStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[34]
+	mi := &file_relay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3169,7 +3267,7 @@ func (x *RingStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingStats.ProtoReflect.Descriptor instead.
 func (*RingStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{34}
+	return file_relay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RingStats) GetSize() int64 {
@@ -3207,7 +3305,7 @@ type HistoryStats struct {
 
 func (x *HistoryStats) Reset() {
 	*x = HistoryStats{}
-	mi := &file_relay_proto_msgTypes[35]
+	mi := &file_relay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3219,7 +3317,7 @@ func (x *HistoryStats) String() string {
 func (*HistoryStats) ProtoMessage() {}
 
 func (x *HistoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[35]
+	mi := &file_relay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3232,7 +3330,7 @@ func (x *HistoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryStats.ProtoReflect.Descriptor instead.
 func (*HistoryStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{35}
+	return file_relay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *HistoryStats) GetSince() int64 {
@@ -3288,7 +3386,7 @@ type SysctlChange struct {
 
 func (x *SysctlChange) Reset() {
 	*x = SysctlChange{}
-	mi := &file_relay_proto_msgTypes[36]
+	mi := &file_relay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3300,7 +3398,7 @@ func (x *SysctlChange) String() string {
 func (*SysctlChange) ProtoMessage() {}
 
 func (x *SysctlChange) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[36]
+	mi := &file_relay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3313,7 +3411,7 @@ func (x *SysctlChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysctlChange.ProtoReflect.Descriptor instead.
 func (*SysctlChange) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{36}
+	return file_relay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SysctlChange) GetName() string {
@@ -3349,7 +3447,12 @@ const file_relay_proto_rawDesc = "" +
 	"\x04last\x18\x03 \x01(\x03R\x04last\x12\x1a\n" +
 	"\binterval\x18\x04 \x01(\x03R\binterval\x12\x12\n" +
 	"\x04wait\x18\x05 \x01(\bR\x04wait\x12!\n" +
-	"\fpath_packets\x18\x06 \x01(\x03R\vpathPackets\"k\n" +
+	"\fpath_packets\x18\x06 \x01(\x03R\vpathPackets\"2\n" +
+	"\bQuestion\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04json\x18\x02 \x01(\fR\x04json\"\x1e\n" +
+	"\bDocument\x12\x12\n" +
+	"\x04json\x18\x01 \x01(\fR\x04json\"k\n" +
 	"\fFlowsRequest\x12-\n" +
 	"\arequest\x18\x01 \x01(\v2\x13.kptrace.v1.RequestR\arequest\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\x04R\x03ids\x12\x1a\n" +
@@ -3645,11 +3748,12 @@ const file_relay_proto_rawDesc = "" +
 	"\fSysctlChange\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\tR\x06before\x12\x10\n" +
-	"\x03now\x18\x03 \x01(\tR\x03now2\xb9\x01\n" +
+	"\x03now\x18\x03 \x01(\tR\x03now2\xec\x01\n" +
 	"\bObserver\x124\n" +
 	"\x06Follow\x12\x13.kptrace.v1.Request\x1a\x11.kptrace.v1.Batch(\x010\x01\x126\n" +
 	"\x05Flows\x12\x18.kptrace.v1.FlowsRequest\x1a\x11.kptrace.v1.Batch0\x01\x12?\n" +
-	"\x06Status\x12\x19.kptrace.v1.StatusRequest\x1a\x1a.kptrace.v1.StatusResponseB,Z*github.com/kptrace/kptrace/exporters/relayb\x06proto3"
+	"\x06Status\x12\x19.kptrace.v1.StatusRequest\x1a\x1a.kptrace.v1.StatusResponse\x121\n" +
+	"\x03Ask\x12\x14.kptrace.v1.Question\x1a\x14.kptrace.v1.DocumentB,Z*github.com/kptrace/kptrace/exporters/relayb\x06proto3"
 
 var (
 	file_relay_proto_rawDescOnce sync.Once
@@ -3663,107 +3767,111 @@ func file_relay_proto_rawDescGZIP() []byte {
 	return file_relay_proto_rawDescData
 }
 
-var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_relay_proto_goTypes = []any{
 	(*Request)(nil),        // 0: kptrace.v1.Request
-	(*FlowsRequest)(nil),   // 1: kptrace.v1.FlowsRequest
-	(*Filter)(nil),         // 2: kptrace.v1.Filter
-	(*Selector)(nil),       // 3: kptrace.v1.Selector
-	(*Port)(nil),           // 4: kptrace.v1.Port
-	(*Batch)(nil),          // 5: kptrace.v1.Batch
-	(*Message)(nil),        // 6: kptrace.v1.Message
-	(*Header)(nil),         // 7: kptrace.v1.Header
-	(*ServiceInfo)(nil),    // 8: kptrace.v1.ServiceInfo
-	(*Idle)(nil),           // 9: kptrace.v1.Idle
-	(*End)(nil),            // 10: kptrace.v1.End
-	(*Loss)(nil),           // 11: kptrace.v1.Loss
-	(*PortName)(nil),       // 12: kptrace.v1.PortName
-	(*AddrPort)(nil),       // 13: kptrace.v1.AddrPort
-	(*Tuple)(nil),          // 14: kptrace.v1.Tuple
-	(*Counters)(nil),       // 15: kptrace.v1.Counters
-	(*Peer)(nil),           // 16: kptrace.v1.Peer
-	(*ServiceRef)(nil),     // 17: kptrace.v1.ServiceRef
-	(*Excluded)(nil),       // 18: kptrace.v1.Excluded
-	(*Decision)(nil),       // 19: kptrace.v1.Decision
-	(*Load)(nil),           // 20: kptrace.v1.Load
-	(*ServerLoad)(nil),     // 21: kptrace.v1.ServerLoad
-	(*Attempt)(nil),        // 22: kptrace.v1.Attempt
-	(*Path)(nil),           // 23: kptrace.v1.Path
-	(*Hop)(nil),            // 24: kptrace.v1.Hop
-	(*Change)(nil),         // 25: kptrace.v1.Change
-	(*Flow)(nil),           // 26: kptrace.v1.Flow
-	(*Carried)(nil),        // 27: kptrace.v1.Carried
-	(*StatusRequest)(nil),  // 28: kptrace.v1.StatusRequest
-	(*StatusResponse)(nil), // 29: kptrace.v1.StatusResponse
-	(*Problem)(nil),        // 30: kptrace.v1.Problem
-	(*Skipped)(nil),        // 31: kptrace.v1.Skipped
-	(*SourceStats)(nil),    // 32: kptrace.v1.SourceStats
-	(*FlowTableStats)(nil), // 33: kptrace.v1.FlowTableStats
-	(*RingStats)(nil),      // 34: kptrace.v1.RingStats
-	(*HistoryStats)(nil),   // 35: kptrace.v1.HistoryStats
-	(*SysctlChange)(nil),   // 36: kptrace.v1.SysctlChange
+	(*Question)(nil),       // 1: kptrace.v1.Question
+	(*Document)(nil),       // 2: kptrace.v1.Document
+	(*FlowsRequest)(nil),   // 3: kptrace.v1.FlowsRequest
+	(*Filter)(nil),         // 4: kptrace.v1.Filter
+	(*Selector)(nil),       // 5: kptrace.v1.Selector
+	(*Port)(nil),           // 6: kptrace.v1.Port
+	(*Batch)(nil),          // 7: kptrace.v1.Batch
+	(*Message)(nil),        // 8: kptrace.v1.Message
+	(*Header)(nil),         // 9: kptrace.v1.Header
+	(*ServiceInfo)(nil),    // 10: kptrace.v1.ServiceInfo
+	(*Idle)(nil),           // 11: kptrace.v1.Idle
+	(*End)(nil),            // 12: kptrace.v1.End
+	(*Loss)(nil),           // 13: kptrace.v1.Loss
+	(*PortName)(nil),       // 14: kptrace.v1.PortName
+	(*AddrPort)(nil),       // 15: kptrace.v1.AddrPort
+	(*Tuple)(nil),          // 16: kptrace.v1.Tuple
+	(*Counters)(nil),       // 17: kptrace.v1.Counters
+	(*Peer)(nil),           // 18: kptrace.v1.Peer
+	(*ServiceRef)(nil),     // 19: kptrace.v1.ServiceRef
+	(*Excluded)(nil),       // 20: kptrace.v1.Excluded
+	(*Decision)(nil),       // 21: kptrace.v1.Decision
+	(*Load)(nil),           // 22: kptrace.v1.Load
+	(*ServerLoad)(nil),     // 23: kptrace.v1.ServerLoad
+	(*Attempt)(nil),        // 24: kptrace.v1.Attempt
+	(*Path)(nil),           // 25: kptrace.v1.Path
+	(*Hop)(nil),            // 26: kptrace.v1.Hop
+	(*Change)(nil),         // 27: kptrace.v1.Change
+	(*Flow)(nil),           // 28: kptrace.v1.Flow
+	(*Carried)(nil),        // 29: kptrace.v1.Carried
+	(*StatusRequest)(nil),  // 30: kptrace.v1.StatusRequest
+	(*StatusResponse)(nil), // 31: kptrace.v1.StatusResponse
+	(*Problem)(nil),        // 32: kptrace.v1.Problem
+	(*Skipped)(nil),        // 33: kptrace.v1.Skipped
+	(*SourceStats)(nil),    // 34: kptrace.v1.SourceStats
+	(*FlowTableStats)(nil), // 35: kptrace.v1.FlowTableStats
+	(*RingStats)(nil),      // 36: kptrace.v1.RingStats
+	(*HistoryStats)(nil),   // 37: kptrace.v1.HistoryStats
+	(*SysctlChange)(nil),   // 38: kptrace.v1.SysctlChange
 }
 var file_relay_proto_depIdxs = []int32{
-	2,  // 0: kptrace.v1.Request.filter:type_name -> kptrace.v1.Filter
+	4,  // 0: kptrace.v1.Request.filter:type_name -> kptrace.v1.Filter
 	0,  // 1: kptrace.v1.FlowsRequest.request:type_name -> kptrace.v1.Request
-	3,  // 2: kptrace.v1.Filter.resources:type_name -> kptrace.v1.Selector
-	3,  // 3: kptrace.v1.Filter.from:type_name -> kptrace.v1.Selector
-	3,  // 4: kptrace.v1.Filter.to:type_name -> kptrace.v1.Selector
-	4,  // 5: kptrace.v1.Filter.ports:type_name -> kptrace.v1.Port
-	4,  // 6: kptrace.v1.Selector.port:type_name -> kptrace.v1.Port
-	6,  // 7: kptrace.v1.Batch.messages:type_name -> kptrace.v1.Message
-	7,  // 8: kptrace.v1.Message.header:type_name -> kptrace.v1.Header
-	26, // 9: kptrace.v1.Message.flow:type_name -> kptrace.v1.Flow
-	11, // 10: kptrace.v1.Message.loss:type_name -> kptrace.v1.Loss
-	9,  // 11: kptrace.v1.Message.idle:type_name -> kptrace.v1.Idle
-	10, // 12: kptrace.v1.Message.end:type_name -> kptrace.v1.End
-	8,  // 13: kptrace.v1.Header.services:type_name -> kptrace.v1.ServiceInfo
-	12, // 14: kptrace.v1.ServiceInfo.name:type_name -> kptrace.v1.PortName
-	8,  // 15: kptrace.v1.Idle.services:type_name -> kptrace.v1.ServiceInfo
-	32, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
-	11, // 17: kptrace.v1.End.losses:type_name -> kptrace.v1.Loss
-	13, // 18: kptrace.v1.Tuple.src:type_name -> kptrace.v1.AddrPort
-	13, // 19: kptrace.v1.Tuple.dst:type_name -> kptrace.v1.AddrPort
-	13, // 20: kptrace.v1.Peer.addr:type_name -> kptrace.v1.AddrPort
-	12, // 21: kptrace.v1.ServiceRef.name:type_name -> kptrace.v1.PortName
-	13, // 22: kptrace.v1.ServiceRef.addr:type_name -> kptrace.v1.AddrPort
-	18, // 23: kptrace.v1.Decision.excluded:type_name -> kptrace.v1.Excluded
-	13, // 24: kptrace.v1.Decision.source_seen:type_name -> kptrace.v1.AddrPort
-	20, // 25: kptrace.v1.Decision.load:type_name -> kptrace.v1.Load
-	21, // 26: kptrace.v1.Load.servers:type_name -> kptrace.v1.ServerLoad
-	13, // 27: kptrace.v1.ServerLoad.addr:type_name -> kptrace.v1.AddrPort
-	16, // 28: kptrace.v1.Attempt.endpoint:type_name -> kptrace.v1.Peer
-	14, // 29: kptrace.v1.Path.tuple:type_name -> kptrace.v1.Tuple
-	14, // 30: kptrace.v1.Path.left:type_name -> kptrace.v1.Tuple
-	24, // 31: kptrace.v1.Path.hops:type_name -> kptrace.v1.Hop
-	25, // 32: kptrace.v1.Hop.changes:type_name -> kptrace.v1.Change
-	14, // 33: kptrace.v1.Flow.tuple:type_name -> kptrace.v1.Tuple
-	14, // 34: kptrace.v1.Flow.reply:type_name -> kptrace.v1.Tuple
-	16, // 35: kptrace.v1.Flow.client:type_name -> kptrace.v1.Peer
-	17, // 36: kptrace.v1.Flow.service:type_name -> kptrace.v1.ServiceRef
-	16, // 37: kptrace.v1.Flow.backend:type_name -> kptrace.v1.Peer
-	19, // 38: kptrace.v1.Flow.decision:type_name -> kptrace.v1.Decision
-	22, // 39: kptrace.v1.Flow.attempts:type_name -> kptrace.v1.Attempt
-	15, // 40: kptrace.v1.Flow.out:type_name -> kptrace.v1.Counters
-	15, // 41: kptrace.v1.Flow.in:type_name -> kptrace.v1.Counters
-	23, // 42: kptrace.v1.Flow.paths:type_name -> kptrace.v1.Path
-	27, // 43: kptrace.v1.Flow.carried:type_name -> kptrace.v1.Carried
-	30, // 44: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
-	31, // 45: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
-	32, // 46: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
-	33, // 47: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
-	34, // 48: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
-	35, // 49: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
-	11, // 50: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
-	36, // 51: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
+	5,  // 2: kptrace.v1.Filter.resources:type_name -> kptrace.v1.Selector
+	5,  // 3: kptrace.v1.Filter.from:type_name -> kptrace.v1.Selector
+	5,  // 4: kptrace.v1.Filter.to:type_name -> kptrace.v1.Selector
+	6,  // 5: kptrace.v1.Filter.ports:type_name -> kptrace.v1.Port
+	6,  // 6: kptrace.v1.Selector.port:type_name -> kptrace.v1.Port
+	8,  // 7: kptrace.v1.Batch.messages:type_name -> kptrace.v1.Message
+	9,  // 8: kptrace.v1.Message.header:type_name -> kptrace.v1.Header
+	28, // 9: kptrace.v1.Message.flow:type_name -> kptrace.v1.Flow
+	13, // 10: kptrace.v1.Message.loss:type_name -> kptrace.v1.Loss
+	11, // 11: kptrace.v1.Message.idle:type_name -> kptrace.v1.Idle
+	12, // 12: kptrace.v1.Message.end:type_name -> kptrace.v1.End
+	10, // 13: kptrace.v1.Header.services:type_name -> kptrace.v1.ServiceInfo
+	14, // 14: kptrace.v1.ServiceInfo.name:type_name -> kptrace.v1.PortName
+	10, // 15: kptrace.v1.Idle.services:type_name -> kptrace.v1.ServiceInfo
+	34, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
+	13, // 17: kptrace.v1.End.losses:type_name -> kptrace.v1.Loss
+	15, // 18: kptrace.v1.Tuple.src:type_name -> kptrace.v1.AddrPort
+	15, // 19: kptrace.v1.Tuple.dst:type_name -> kptrace.v1.AddrPort
+	15, // 20: kptrace.v1.Peer.addr:type_name -> kptrace.v1.AddrPort
+	14, // 21: kptrace.v1.ServiceRef.name:type_name -> kptrace.v1.PortName
+	15, // 22: kptrace.v1.ServiceRef.addr:type_name -> kptrace.v1.AddrPort
+	20, // 23: kptrace.v1.Decision.excluded:type_name -> kptrace.v1.Excluded
+	15, // 24: kptrace.v1.Decision.source_seen:type_name -> kptrace.v1.AddrPort
+	22, // 25: kptrace.v1.Decision.load:type_name -> kptrace.v1.Load
+	23, // 26: kptrace.v1.Load.servers:type_name -> kptrace.v1.ServerLoad
+	15, // 27: kptrace.v1.ServerLoad.addr:type_name -> kptrace.v1.AddrPort
+	18, // 28: kptrace.v1.Attempt.endpoint:type_name -> kptrace.v1.Peer
+	16, // 29: kptrace.v1.Path.tuple:type_name -> kptrace.v1.Tuple
+	16, // 30: kptrace.v1.Path.left:type_name -> kptrace.v1.Tuple
+	26, // 31: kptrace.v1.Path.hops:type_name -> kptrace.v1.Hop
+	27, // 32: kptrace.v1.Hop.changes:type_name -> kptrace.v1.Change
+	16, // 33: kptrace.v1.Flow.tuple:type_name -> kptrace.v1.Tuple
+	16, // 34: kptrace.v1.Flow.reply:type_name -> kptrace.v1.Tuple
+	18, // 35: kptrace.v1.Flow.client:type_name -> kptrace.v1.Peer
+	19, // 36: kptrace.v1.Flow.service:type_name -> kptrace.v1.ServiceRef
+	18, // 37: kptrace.v1.Flow.backend:type_name -> kptrace.v1.Peer
+	21, // 38: kptrace.v1.Flow.decision:type_name -> kptrace.v1.Decision
+	24, // 39: kptrace.v1.Flow.attempts:type_name -> kptrace.v1.Attempt
+	17, // 40: kptrace.v1.Flow.out:type_name -> kptrace.v1.Counters
+	17, // 41: kptrace.v1.Flow.in:type_name -> kptrace.v1.Counters
+	25, // 42: kptrace.v1.Flow.paths:type_name -> kptrace.v1.Path
+	29, // 43: kptrace.v1.Flow.carried:type_name -> kptrace.v1.Carried
+	32, // 44: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
+	33, // 45: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
+	34, // 46: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
+	35, // 47: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
+	36, // 48: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
+	37, // 49: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
+	13, // 50: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
+	38, // 51: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
 	0,  // 52: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
-	1,  // 53: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
-	28, // 54: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
-	5,  // 55: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
-	5,  // 56: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
-	29, // 57: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
-	55, // [55:58] is the sub-list for method output_type
-	52, // [52:55] is the sub-list for method input_type
+	3,  // 53: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
+	30, // 54: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
+	1,  // 55: kptrace.v1.Observer.Ask:input_type -> kptrace.v1.Question
+	7,  // 56: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
+	7,  // 57: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
+	31, // 58: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
+	2,  // 59: kptrace.v1.Observer.Ask:output_type -> kptrace.v1.Document
+	56, // [56:60] is the sub-list for method output_type
+	52, // [52:56] is the sub-list for method input_type
 	52, // [52:52] is the sub-list for extension type_name
 	52, // [52:52] is the sub-list for extension extendee
 	0,  // [0:52] is the sub-list for field type_name
@@ -3774,7 +3882,7 @@ func file_relay_proto_init() {
 	if File_relay_proto != nil {
 		return
 	}
-	file_relay_proto_msgTypes[6].OneofWrappers = []any{
+	file_relay_proto_msgTypes[8].OneofWrappers = []any{
 		(*Message_Header)(nil),
 		(*Message_Flow)(nil),
 		(*Message_Loss)(nil),
@@ -3787,7 +3895,7 @@ func file_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_relay_proto_rawDesc), len(file_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	Observer_Follow_FullMethodName = "/kptrace.v1.Observer/Follow"
 	Observer_Flows_FullMethodName  = "/kptrace.v1.Observer/Flows"
 	Observer_Status_FullMethodName = "/kptrace.v1.Observer/Status"
+	Observer_Ask_FullMethodName    = "/kptrace.v1.Observer/Ask"
 )
 
 // ObserverClient is the client API for Observer service.
@@ -40,6 +41,8 @@ type ObserverClient interface {
 	// Flows answers from what is held, and ends.
 	Flows(ctx context.Context, in *FlowsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Batch], error)
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	// Ask has the node look at its own kernel: see relay.Question.
+	Ask(ctx context.Context, in *Question, opts ...grpc.CallOption) (*Document, error)
 }
 
 type observerClient struct {
@@ -92,6 +95,16 @@ func (c *observerClient) Status(ctx context.Context, in *StatusRequest, opts ...
 	return out, nil
 }
 
+func (c *observerClient) Ask(ctx context.Context, in *Question, opts ...grpc.CallOption) (*Document, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Document)
+	err := c.cc.Invoke(ctx, Observer_Ask_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ObserverServer is the server API for Observer service.
 // All implementations must embed UnimplementedObserverServer
 // for forward compatibility.
@@ -102,6 +115,8 @@ type ObserverServer interface {
 	// Flows answers from what is held, and ends.
 	Flows(*FlowsRequest, grpc.ServerStreamingServer[Batch]) error
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	// Ask has the node look at its own kernel: see relay.Question.
+	Ask(context.Context, *Question) (*Document, error)
 	mustEmbedUnimplementedObserverServer()
 }
 
@@ -120,6 +135,9 @@ func (UnimplementedObserverServer) Flows(*FlowsRequest, grpc.ServerStreamingServ
 }
 func (UnimplementedObserverServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedObserverServer) Ask(context.Context, *Question) (*Document, error) {
+	return nil, status.Error(codes.Unimplemented, "method Ask not implemented")
 }
 func (UnimplementedObserverServer) mustEmbedUnimplementedObserverServer() {}
 func (UnimplementedObserverServer) testEmbeddedByValue()                  {}
@@ -178,6 +196,24 @@ func _Observer_Status_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Observer_Ask_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Question)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ObserverServer).Ask(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Observer_Ask_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ObserverServer).Ask(ctx, req.(*Question))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Observer_ServiceDesc is the grpc.ServiceDesc for Observer service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -188,6 +224,10 @@ var Observer_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Status",
 			Handler:    _Observer_Status_Handler,
+		},
+		{
+			MethodName: "Ask",
+			Handler:    _Observer_Ask_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/explain"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -30,6 +31,10 @@ type Config struct {
 	// Watching is told of followers: 1 when one comes, -1 when it goes. Nil
 	// means nobody wants to know.
 	Watching func(delta int)
+	// Explain and Check answer questions about the node's kernel; nil means that
+	// it cannot.
+	Explain func(context.Context, ExplainRequest) ([]explain.Answer, error)
+	Check   func(context.Context, CheckRequest) (CheckResponse, error)
 	// Logger gets what no caller can be told; nil discards it.
 	Logger *slog.Logger
 }

@@ -36,10 +36,16 @@ const (
 
 // Diff compares what iptables-save read with a Program of this package. It is
 // what Apply repairs by and what a check reports. Chains and rules of others
-// do not matter, and counters neither.
+// do not matter, and counters neither. Of a Program of both families the one of
+// have is taken.
 func Diff(have *xtables.Ruleset, want proxy.Program) []Change {
+	if dual, ok := want.(*dualProgram); ok {
+		if want = dual.v4; have.Family == xtables.IPv6 {
+			want = dual.v6
+		}
+	}
 	p, ok := want.(*program)
-	if !ok {
+	if !ok || p.cfg.Family != have.Family {
 		return nil
 	}
 	return newLive(have).diff(p)

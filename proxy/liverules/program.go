@@ -133,6 +133,16 @@ func (p *Program) Chain(name string) (kind Kind, service proxy.PortName, endpoin
 	return KindNone, proxy.PortName{}, netip.AddrPort{}, false
 }
 
+// PodRanges are the ranges by which the rules tell pods from others, none if they
+// tell them by interface or not at all.
+func (p *Program) PodRanges() []netip.Prefix {
+	var all []netip.Prefix
+	for _, f := range p.families {
+		all = append(all, f.podRanges...)
+	}
+	return all
+}
+
 // Index lists the rules that carry tags of ours, if ours wrote them.
 func (p *Program) Index() proxy.Index { return p.index }
 

@@ -22,10 +22,10 @@ import (
 // Answer is what would become of one packet.
 type Answer struct {
 	// Rules says where the rules are from, for people.
-	Rules  string       `json:"rules"`
-	Packet proxy.Packet `json:"-"`
+	Rules  string
+	Packet proxy.Packet
 	// From and To name the packet's ends where they are known.
-	From trace.Peer `json:"-"`
+	From trace.Peer
 	// Cases are what may be, by what could not be evaluated before the endpoint
 	// was picked. Mostly there is one, without conditions.
 	Cases []Case

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kptrace/kptrace/exporters/text"
+)
+
+// TestCheckLab has a node check and explain itself: silence while all is well,
+// what somebody broke by its name, and a repair of our own rules.
+func TestCheckLab(t *testing.T) {
+	t.Parallel()
+	for _, flavour := range []string{"nft", "legacy"} {
+		t.Run(flavour, func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(t)
+			d.labUp(nil, "--iptables-flavour", flavour)
+			code, out, talk := d.kptrace("check")
+			if code != 0 || out != "" {
+				t.Errorf("a healthy node: exit %d, %s%s", code, out, talk)
+			}
+
+			out = d.must("explain", "svc/front", "-n", "shop", "--from", "pod/web", "-o", "json")
+			var answers []text.ExplainJSON
+			if err := json.Unmarshal([]byte(out), &answers); err != nil {
+				t.Fatal(err)
+			}
+			if len(answers) != 2 {
+				t.Fatalf("%d answers, want one for the cluster IP and one for the node port", len(answers))
+			}
+			for _, a := range answers {
+				if len(a.Cases) != 1 || a.Cases[0].Odds != 1 || a.Cases[0].Verdict != "forward" || len(a.Cases[0].Choices) != 2 ||
+					a.Cases[0].Choices[0].Endpoint.Pod != "foo-1" || a.From.Pod != "web" {
+					t.Errorf("got %s", out)
+				}
+			}
+			if out := d.must("explain", "svc/foo", "-n", "shop", "--from", "10.9.8.7"); !strings.Contains(out, "not ready") || !strings.Contains(out, "iptables-"+flavour) {
+				t.Errorf("got %s", out)
+			}
+
+			// Somebody drops what is forwarded, and turns forwarding off.
+			d.must("lab", "exec", "node/node1", "--", "iptables-"+flavour, "-A", "FORWARD", "-d", "10.244.1.21/32", "-j", "DROP")
+			d.must("lab", "exec", "node/node1", "--", "sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward")
+			code, out, talk = d.kptrace("check", "-v")
+			for _, want := range []string{"ip-forward", "forward-dropped", "shop/front:http", "-d 10.244.1.21/32 -j DROP"} {
+				if !strings.Contains(out, want) {
+					t.Errorf("%q is not in: %s%s", want, out, talk)
+				}
+			}
+			if code != 3 {
+				t.Errorf("exit %d, want 3", code)
+			}
+			d.must("lab", "exec", "node/node1", "--", "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+			d.must("lab", "exec", "node/node1", "--", "iptables-"+flavour, "-D", "FORWARD", "-d", "10.244.1.21/32", "-j", "DROP")
+
+			// Rules of ours that are changed are ours to repair.
+			d.must("lab", "exec", "node/node1", "--", "iptables-"+flavour, "-t", "nat", "-D", "POSTROUTING",
+				"-m", "comment", "--comment", "kubernetes postrouting rules", "-j", "KUBE-POSTROUTING")
+			deadline := time.Now().Add(20 * time.Second)
+			for {
+				if code, out, talk = d.kptrace("check", "--fix"); code == 0 && out == "" {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("not repaired: %s%s", out, talk)
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+		})
+	}
+}

@@ -1,0 +1,119 @@
+package relay
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace/check"
+	"github.com/kptrace/kptrace/trace/explain"
+)
+
+// ExplainRequest asks a node to explain what its live rules do with a packet. To
+// is an address and port, or zero for each address of the Service.
+type ExplainRequest struct {
+	// Namespace and Service name a Service, Port one of its ports by name or
+	// number, empty for all.
+	Namespace, Service, Port string
+	// FromPod is a pod as "namespace/name", else From is the client's address;
+	// FromNode says that it is the node itself.
+	FromPod  string
+	From     netip.AddrPort
+	FromNode bool
+	// Packet is the packet if no Service is named.
+	Packet *proxy.Packet
+	// In is the interface by which it comes in, empty for what the node's routes
+	// say.
+	In string
+	// Desired walks what the node's own proxy wants instead of the live rules.
+	Desired bool
+}
+
+// CheckRequest asks a node to check itself.
+type CheckRequest struct {
+	Options check.Options
+	// Fix has the node's own proxy compare everything and write its own rules
+	// again where they differ, and then look.
+	Fix bool
+}
+
+// CheckResponse is what a node found.
+type CheckResponse struct {
+	Node     string
+	Findings []check.Finding
+	// Fixed says what was done about it.
+	Fixed []string
+	At    time.Time
+}
+
+// The kinds of questions.
+const (
+	askExplain = "explain"
+	askCheck   = "check"
+)
+
+// Ask answers a question of a client.
+func (s *Server) Ask(ctx context.Context, q *Question) (*Document, error) {
+	switch q.GetKind() {
+	case askExplain:
+		return reply(ctx, q, s.cfg.Explain)
+	case askCheck:
+		return reply(ctx, q, s.cfg.Check)
+	}
+	return nil, status.Errorf(codes.Unimplemented, "this node does not know the question %q: is it of an older version?", q.GetKind())
+}
+
+func reply[Q, A any](ctx context.Context, q *Question, answer func(context.Context, Q) (A, error)) (*Document, error) {
+	if answer == nil {
+		return nil, status.Errorf(codes.FailedPrecondition, "this node cannot answer %q", q.GetKind())
+	}
+	var in Q
+	if err := json.Unmarshal(q.GetJson(), &in); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "bad question %q: %v", q.GetKind(), err)
+	}
+	out, err := answer(ctx, in)
+	if errors.Is(err, ErrNotFound) {
+		return nil, status.Error(codes.NotFound, err.Error())
+	}
+	if err != nil {
+		return nil, status.Error(codes.Unknown, err.Error())
+	}
+	b, err := json.Marshal(out)
+	if err != nil {
+		return nil, fmt.Errorf("relay: writing the answer: %w", err)
+	}
+	return &Document{Json: b}, nil
+}
+
+// Explain asks the node what its rules do with a packet.
+func (c *Client) Explain(ctx context.Context, req ExplainRequest) ([]explain.Answer, error) {
+	return ask[[]explain.Answer](ctx, c, askExplain, req)
+}
+
+// Check asks the node to check itself.
+func (c *Client) Check(ctx context.Context, req CheckRequest) (CheckResponse, error) {
+	return ask[CheckResponse](ctx, c, askCheck, req)
+}
+
+func ask[A any](ctx context.Context, c *Client, kind string, req any) (A, error) {
+	var out A
+	b, err := json.Marshal(req)
+	if err != nil {
+		return out, fmt.Errorf("relay: writing the question: %w", err)
+	}
+	doc, err := c.rpc.Ask(ctx, &Question{Kind: kind, Json: b})
+	if err != nil {
+		return out, c.explain(err)
+	}
+	if err := json.Unmarshal(doc.GetJson(), &out); err != nil {
+		return out, fmt.Errorf("relay: reading the answer of %s: %w", c.path, err)
+	}
+	return out, nil
+}

@@ -1,0 +1,190 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/exporters/prom"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
+)
+
+const (
+	// recentEvery is how often the affinity lists are read at most, and
+	// recentMost how many: one file each.
+	recentEvery = 15 * time.Second
+	recentMost  = 2000
+)
+
+// metricsConfig says where the metrics' values come from.
+func (n *node) metricsConfig(families []string) prom.Config {
+	c := prom.Config{
+		Version: n.cfg.Version, Families: families,
+		Mode: n.cfg.Backend.Mode(), Wanted: n.cfg.Wanted,
+		Sync: func() proxy.SyncStats { return n.syncer.Stats() }, Started: n.started,
+		Flows: n.cfg.Metrics, View: n.view,
+		Packets: packetCounter, Conntrack: new(tableStats).read, Recent: (&recentLists{view: n.view}).read,
+	}
+	if w, ok := n.cfg.Backend.(proxy.Watcher); ok {
+		c.Drift = w.DriftStats
+	}
+	if n.cfg.Trace {
+		c.Tracer = func() prom.Tracer { return n.tracer.metrics() }
+		c.Find = func(id trace.FlowID) (*trace.Flow, bool) { return n.tracer.history.Get(id) }
+	}
+	return c
+}
+
+// countFlows feeds the metrics about connections until ctx ends, if anybody
+// can scrape them. A fault there costs the metrics a moment, and nobody else.
+func (n *node) countFlows(ctx context.Context, g *errgroup.Group) {
+	if n.tracer == nil || n.cfg.HTTP.Metrics == "" {
+		return
+	}
+	reader := n.tracer.ring.NewReader()
+	g.Go(func() error {
+		defer reader.Close()
+		for ctx.Err() == nil {
+			err := guard(func() error { return n.metrics.Run(ctx, reader) })()
+			if ctx.Err() != nil {
+				break
+			}
+			n.cfg.Logger.Error("connections are not counted; trying again", "in", upkeepAgain, "err", err)
+			pause(ctx, upkeepAgain)
+		}
+		return nil
+	})
+}
+
+// metrics is what the tracer has done so far.
+func (t *tracer) metrics() prom.Tracer {
+	m := prom.Tracer{
+		Losses: t.losses.all(), Queue: len(t.queue), QueueLimit: cap(t.queue), Limit: maxFlows,
+		Correlating: time.Duration(t.correlating.Load()), Restarts: t.restarts.Load(),
+		Ring: t.ring.Stats(), History: t.history.Stats(),
+	}
+	live := t.live.Load()
+	if live == nil {
+		return m
+	}
+	for _, src := range live.sources {
+		s := prom.Source{SourceStats: src.Stats()}
+		if int(s.Source) < len(t.decoding) {
+			s.Decoding = time.Duration(t.decoding[s.Source].Load())
+		}
+		m.Sources = append(m.Sources, s)
+	}
+	st := live.stats()
+	m.Updates, m.Flows, m.Evicted = st.Emitted, st.Flows, st.Evicted
+	m.Open, m.Ended = st.Open, st.Ended
+	return m
+}
+
+// tableStats asks the kernel about the connection tracking table, over a
+// socket that is opened when first needed.
+type tableStats struct {
+	mu    sync.Mutex
+	table *conntrack.Conn
+}
+
+func (t *tableStats) read() (conntrack.Stats, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.table == nil {
+		table, err := conntrack.Open(conntrack.Config{})
+		if err != nil {
+			return conntrack.Stats{}, err
+		}
+		t.table = table
+	}
+	s, err := t.table.Stats()
+	if err != nil {
+		_ = t.table.Close()
+		t.table = nil
+	}
+	return s, err
+}
+
+// recentLists reads the lists in which xt_recent keeps the clients of
+// endpoints of Services with session affinity.
+type recentLists struct {
+	view func() *proxy.View
+
+	mu    sync.Mutex
+	of    *proxy.View
+	rules []*proxy.Rule
+	lists []prom.RecentList
+	at    time.Time
+}
+
+func (r *recentLists) read() []prom.RecentList {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v := r.view()
+	if v == nil || v.Program == nil || v.Mode != proxy.IPTables {
+		return nil
+	}
+	if v == r.of && time.Since(r.at) < recentEvery {
+		return r.lists
+	}
+	if v != r.of {
+		r.of, r.rules = v, affinityRules(v)
+	}
+	limit := 100
+	if text, err := os.ReadFile("/sys/module/xt_recent/parameters/ip_list_tot"); err == nil {
+		if n, err := strconv.Atoi(string(bytes.TrimSpace(text))); err == nil {
+			limit = n
+		}
+	}
+	r.lists, r.at = nil, time.Now()
+	for _, rule := range r.rules {
+		text, err := os.ReadFile("/proc/thread-self/net/xt_recent/" + rule.Chain)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return r.lists
+		}
+		r.lists = append(r.lists, prom.RecentList{
+			Service: rule.Service, Endpoint: rule.Endpoint, Entries: bytes.Count(text, []byte("\n")), Limit: limit,
+		})
+	}
+	return r.lists
+}
+
+// affinityRules lists the rules that pick an endpoint of a Service with
+// affinity: their chains have the names of the lists.
+func affinityRules(v *proxy.View) []*proxy.Rule {
+	sticky := map[proxy.PortName]bool{}
+	for i := range v.Snapshot.Services {
+		if s := &v.Snapshot.Services[i]; s.Affinity > 0 {
+			sticky[s.Name] = true
+		}
+	}
+	var rules []*proxy.Rule
+	if len(sticky) == 0 {
+		return rules
+	}
+	for _, rule := range v.Program.Index() {
+		if rule.Tag.Kind == proxy.TagPick && sticky[rule.Service] && rule.Endpoint.IsValid() {
+			rules = append(rules, rule)
+		}
+	}
+	slices.SortFunc(rules, func(a, b *proxy.Rule) int {
+		if c := a.Service.Compare(b.Service); c != 0 {
+			return c
+		}
+		return a.Endpoint.Compare(b.Endpoint)
+	})
+	return rules[:min(len(rules), recentMost)]
+}

@@ -1,0 +1,215 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/kptrace/kptrace/exporters/relay"
+	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/liverules"
+	"github.com/kptrace/kptrace/trace/check"
+	"github.com/kptrace/kptrace/trace/explain"
+)
+
+// fixPatience bounds the wait for a repair.
+const fixPatience = 30 * time.Second
+
+// check looks at the node, after a repair of its own rules if that is asked for.
+func (n *node) check(ctx context.Context, req relay.CheckRequest) (relay.CheckResponse, error) {
+	out := relay.CheckResponse{Node: n.cfg.Name, At: time.Now()}
+	if err := req.Options.Validate(); err != nil {
+		return out, err
+	}
+	if req.Fix {
+		done, err := n.fix(ctx)
+		if err != nil {
+			return out, err
+		}
+		out.Fixed = done
+	}
+	s, err := n.inspect(ctx)
+	if err != nil {
+		return out, err
+	}
+	out.Findings = check.Run(s, req.Options)
+	return out, nil
+}
+
+// inspect is Inspect with what this node knows of itself.
+func (n *node) inspect(ctx context.Context) (*check.State, error) {
+	s, notes, err := Inspect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, note := range notes {
+		n.cfg.Logger.Warn("a check is incomplete", "because", note)
+	}
+	s.Node = n.cfg.Name
+	if v := n.view(); v != nil {
+		s.Snapshot, s.Overlay, s.Program = v.Snapshot, v.Overlay, v.Program
+	}
+	stats := n.syncer.Stats()
+	s.Synced, s.Wanted = stats.LastEnd, stats.PendingSince
+	if stats.LastError != nil {
+		s.SyncError = stats.LastError.Error()
+	}
+	return s, nil
+}
+
+// fix has the syncer compare everything and write what differs.
+func (n *node) fix(ctx context.Context) ([]string, error) {
+	before, err := n.inspect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ours []string
+	for _, f := range check.Run(before, check.Options{}) {
+		if f.Ours {
+			ours = append(ours, f.Code+" "+f.Object)
+		}
+	}
+	if len(ours) == 0 {
+		return nil, nil
+	}
+	synced := n.syncer.Synced()
+	n.syncer.Resync()
+	select {
+	case <-synced:
+	case <-time.After(fixPatience):
+		return nil, errors.New("the proxy has not come to it: kptrace status says what keeps it")
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return ours, nil
+}
+
+// explain walks a packet through the live rules, or what the node's own mode
+// says of it where rules do not tell all.
+func (n *node) explain(ctx context.Context, req relay.ExplainRequest) ([]explain.Answer, error) {
+	v := n.view()
+	if v == nil {
+		return nil, errors.New("the node has not programmed anything yet")
+	}
+	packets, err := n.packets(v, &req)
+	if err != nil {
+		return nil, err
+	}
+	live := func(pkt proxy.Packet) (explain.Answer, error) {
+		o := v.Program.Walk(pkt)
+		a := explain.Outcome(&o, v.Mode, pkt)
+		a.Rules = "what the proxy of " + n.cfg.Name + " wants, in " + string(v.Mode) + " mode"
+		return a, nil
+	}
+	if v.Mode == proxy.IPTables && !req.Desired {
+		s, _, err := Inspect(ctx)
+		if err != nil {
+			return nil, err
+		}
+		live = n.live(v, s)
+	}
+	var out []explain.Answer
+	for _, pkt := range packets {
+		a, err := live(pkt)
+		if err != nil {
+			return nil, err
+		}
+		a.Name(v.Snapshot, v.Overlay)
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+// live walks the rules of the flavour that serves.
+func (n *node) live(v *proxy.View, s *check.State) func(proxy.Packet) (explain.Answer, error) {
+	var rulesets []*xtables.Ruleset
+	flavour := ""
+	for _, fa := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
+		i := slices.IndexFunc(s.Dumps, func(d xtables.Dump) bool { return d.Family == fa && len(xtables.LiveKube(d.Rules)) > 0 })
+		if i >= 0 {
+			rulesets = append(rulesets, s.Dumps[i].Rules)
+			flavour = s.Dumps[i].Flavour.String()
+		}
+	}
+	p := liverules.New(liverules.Config{Addrs: s.Addrs, Route: route, Snapshot: v.Snapshot, Overlay: v.Overlay}, rulesets...)
+	return func(pkt proxy.Packet) (explain.Answer, error) {
+		if pkt.In == "" && !pkt.FromNode {
+			pkt.In = deviceTo(pkt.Src.Addr())
+		}
+		a := explain.Live(p, pkt)
+		a.Rules = "the live rules of " + n.cfg.Name + " (iptables-" + flavour + ")"
+		return a, nil
+	}
+}
+
+// packets makes the packets a request is about.
+func (n *node) packets(v *proxy.View, req *relay.ExplainRequest) ([]proxy.Packet, error) {
+	own := func(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(v.Snapshot.Node.Addrs, a) }
+	if req.Packet != nil {
+		pkt := *req.Packet
+		pkt.FromNode = pkt.FromNode || own(pkt.Src.Addr())
+		return []proxy.Packet{pkt}, nil
+	}
+	src, fromNode, err := client(v.Snapshot, req)
+	if err != nil {
+		return nil, err
+	}
+	var out []proxy.Packet
+	known := false
+	for i := range v.Snapshot.Services {
+		s := &v.Snapshot.Services[i]
+		if s.Name.Namespace != req.Namespace || s.Name.Name != req.Service {
+			continue
+		}
+		known = true
+		if req.Port != "" && req.Port != s.Name.Port && req.Port != strconv.Itoa(int(s.Port)) && req.Port != strconv.Itoa(int(s.NodePort)) {
+			continue
+		}
+		add := func(a netip.Addr, port uint16) {
+			if a.IsValid() && a.Is6() == src.Addr().Is6() {
+				out = append(out, proxy.Packet{Proto: s.Name.Proto, Src: src, Dst: netip.AddrPortFrom(a, port), FromNode: fromNode, In: req.In})
+			}
+		}
+		add(s.ClusterIP, s.Port)
+		for _, a := range slices.Concat(s.ExternalIPs, s.LoadBalancerIPs) {
+			add(a, s.Port)
+		}
+		if s.NodePort != 0 && len(v.Snapshot.Node.Addrs) > 0 {
+			add(v.Snapshot.Node.Addrs[0], s.NodePort)
+		}
+	}
+	switch {
+	case !known:
+		return nil, fmt.Errorf("%w: no Service %s/%s on %s", relay.ErrNotFound, req.Namespace, req.Service, n.cfg.Name)
+	case len(out) == 0:
+		return nil, fmt.Errorf("%w: Service %s/%s has no such port, or no address of the family of %s", relay.ErrNotFound, req.Namespace, req.Service, src.Addr())
+	}
+	return out, nil
+}
+
+// client finds the source of a request's packets.
+func client(s *proxy.Snapshot, req *relay.ExplainRequest) (src netip.AddrPort, fromNode bool, err error) {
+	const port = 40000
+	switch {
+	case req.FromNode && len(s.Node.Addrs) > 0:
+		return netip.AddrPortFrom(s.Node.Addrs[0], port), true, nil
+	case req.FromNode:
+		return src, false, errors.New("the node's addresses are not known here")
+	case req.FromPod != "":
+		for a, p := range s.Pods {
+			if p.Namespace+"/"+p.Name == req.FromPod {
+				return netip.AddrPortFrom(a, port), false, nil
+			}
+		}
+		return src, false, fmt.Errorf("%w: no pod %s is known here", relay.ErrNotFound, req.FromPod)
+	case req.From.IsValid():
+		return req.From, slices.Contains(s.Node.Addrs, req.From.Addr()) || req.From.Addr().IsLoopback(), nil
+	}
+	// Somebody outside, whom no rule knows.
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, 254}), port), false, nil
+}

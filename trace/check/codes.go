@@ -1,0 +1,58 @@
+package check
+
+// Code is a kind of finding.
+type Code struct {
+	Name     string
+	Severity Severity
+	// Meaning is one sentence.
+	Meaning string
+}
+
+// Codes lists all kinds of findings.
+func Codes() []Code {
+	return []Code{
+		{"service-missing", Breaks, "a Service of the API is not in the rules"},
+		{"service-refused", Breaks, "the rules refuse a Service that has endpoints"},
+		{"service-not-refused", Risk, "the rules lead to endpoints of a Service that has none any more"},
+		{"service-extra", Risk, "the rules have a Service that the API does not have"},
+		{"endpoint-gone", Breaks, "the rules send connections to an endpoint that is none any more"},
+		{"endpoint-missing", Risk, "an endpoint of the API gets no connections, for no rule leads to it"},
+		{"odds-missing", Breaks, "a part of the connections to a Service is sent nowhere, for rules are missing"},
+		{"odds-uneven", Risk, "the endpoints of a Service do not get the same share"},
+		{"chain-empty", Breaks, "a chain of a Service leads to no endpoint"},
+		{"target-missing", Breaks, "a rule leads to a chain that is not there"},
+		{"entry-missing", Breaks, "no built-in chain leads to the chain that handles Services"},
+		{"masquerade-missing", Breaks, "packets are marked to be masqueraded and nothing masquerades them"},
+		{"chain-unused", Note, "a chain of a Service is there and nothing leads to it"},
+		{"rule-altered", Risk, "rules of our own proxy are not as it wrote them"},
+		{"rules-behind", Risk, "the rules are older than what the API says"},
+		{"sync-failed", Breaks, "the last attempt to program the kernel failed"},
+		{"nodeport-shadowed", Breaks, "another rule takes a node port before the Service can"},
+		{"forward-dropped", Breaks, "packets to a Service's endpoints are dropped on their way through the node"},
+		{"forward-policy", Note, "the policy of FORWARD is DROP, and what accepts service traffic is not known for certain"},
+		{"foreign-drop", Note, "a rule of somebody else's can drop service traffic"},
+		{"not-tracked", Breaks, "packets to a Service are kept from connection tracking, so that no rule of nat sees them"},
+		{"both-flavours", Breaks, "both flavours of iptables have live rules of a kube-proxy"},
+		{"both-flavours-used", Note, "both flavours of iptables have rules, and every packet passes both"},
+		{"two-proxies", Breaks, "two proxies program Services on this node"},
+		{"mode-leftover", Risk, "rules or devices of another mode of kube-proxy are left"},
+		{"ip-forward", Breaks, "the node does not forward packets"},
+		{"rp-filter", Note, "strict reverse path filtering drops replies that come back by another interface"},
+		{"bridge-nf-call", Risk, "packets between pods on one bridge do not pass the rules"},
+		{"conntrack-full", Breaks, "the table of connections is full: new ones are dropped"},
+		{"conntrack-near-full", Risk, "the table of connections is nearly full"},
+		{"conntrack-stale", Breaks, "entries keep UDP clients at endpoints that are gone"},
+		{"conntrack-clash", Note, "first packets were lost since two raced for one entry"},
+		{"affinity-full", Risk, "a list of clients with session affinity is full, so that clients are forgotten"},
+		{"nothing", Breaks, "no proxy has rules here"},
+	}
+}
+
+func severity(code string) Severity {
+	for _, c := range Codes() {
+		if c.Name == code {
+			return c.Severity
+		}
+	}
+	panic("check: unknown code " + code) // a slip in this package
+}

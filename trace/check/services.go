@@ -1,0 +1,186 @@
+package check
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/iptables"
+	"github.com/kptrace/kptrace/proxy/liverules"
+)
+
+// services holds the rules against what the API says. It asks what rules mean and
+// not how they are written, so it holds for any kube-proxy in iptables mode.
+func (c *checker) services() {
+	if c.live == nil || c.Snapshot == nil || c.live.Mode() != proxy.IPTables {
+		return
+	}
+	type key struct {
+		name proxy.PortName
+		six  bool
+	}
+	rules := make(map[key]*liverules.Service)
+	for _, s := range c.live.Services() {
+		rules[key{s.Name, s.IP6}] = s
+	}
+	families := make(map[bool]bool)
+	for _, d := range c.picked {
+		families[d.Family == xtables.IPv6] = true
+	}
+	for i := range c.Snapshot.Services {
+		svc := &c.Snapshot.Services[i]
+		k := key{svc.Name, svc.Is6()}
+		live := rules[k]
+		delete(rules, k)
+		if !families[k.six] {
+			continue // no rules of the family were read
+		}
+		c.service(svc, live)
+	}
+	for _, s := range c.live.Services() {
+		if rules[key{s.Name, s.IP6}] == s && s.Name.Namespace != "" {
+			c.add("service-extra", s.Name.String(), "restart kube-proxy, or wait for its next full sync", "the API does not have it, and the rules still serve %s", s.Fronts[0].String())
+		}
+	}
+}
+
+// front is an address that a Service should have, and what it should lead to.
+type front struct {
+	via  proxy.Via
+	addr netip.Addr
+	port uint16
+	want []proxy.Endpoint
+	// has says that the Service has endpoints at all, if not for this address.
+	has bool
+}
+
+// fronts lists what a Service should have.
+func fronts(svc *proxy.Service, sel *proxy.Select) []front {
+	has := len(sel.Cluster) > 0
+	internal, external := sel.Cluster, sel.Cluster
+	if svc.InternalLocal {
+		internal = sel.Local
+	}
+	if svc.ExternalLocal {
+		external = sel.Local
+	}
+	out := []front{{proxy.ViaClusterIP, svc.ClusterIP, svc.Port, internal, has}}
+	for _, a := range svc.ExternalIPs {
+		out = append(out, front{proxy.ViaExternalIP, a, svc.Port, external, has})
+	}
+	for _, a := range svc.LoadBalancerIPs {
+		out = append(out, front{proxy.ViaLoadBalancer, a, svc.Port, external, has})
+	}
+	if svc.NodePort != 0 {
+		out = append(out, front{proxy.ViaNodePort, netip.Addr{}, svc.NodePort, external, has})
+	}
+	return out
+}
+
+func (c *checker) service(svc *proxy.Service, live *liverules.Service) {
+	sel := svc.Select(c.Snapshot.Node, c.Overlay)
+	name := svc.Name.String()
+	const again = "restart kube-proxy, or wait for its next full sync"
+	for _, want := range fronts(svc, &sel) {
+		var have *liverules.Front
+		if live != nil {
+			i := slices.IndexFunc(live.Fronts, func(f liverules.Front) bool {
+				return f.Addr == want.addr && f.Port == want.port && (f.Via == proxy.ViaNodePort) == (want.via == proxy.ViaNodePort)
+			})
+			if i >= 0 {
+				have = &live.Fronts[i]
+			}
+		}
+		at := fmt.Sprintf("%s:%d", want.addr, want.port)
+		if want.via == proxy.ViaNodePort {
+			at = fmt.Sprintf("node port %d", want.port)
+		}
+		refused := have != nil && (have.Verdict == proxy.Reject || have.Verdict == proxy.Drop)
+		switch {
+		case have == nil && len(want.want) > 0:
+			c.add("service-missing", name, again, "no rule for its %s %s, which has %d endpoints", want.via, at, len(want.want))
+		case have == nil:
+			// Without a rule a connection runs into a timeout instead of being
+			// refused; there is nothing to reach either way.
+		case refused && len(want.want) > 0:
+			c.add("service-refused", name, again, "the rules refuse its %s %s (%s), and the API has %d endpoints for it", want.via, at, have.Reason, len(want.want))
+		case !refused && len(want.want) == 0 && len(have.Choices) > 0:
+			f := c.add("service-not-refused", name, again, "the API has no endpoint for its %s %s, and the rules lead to %s", want.via, at, have.Choices[0].Endpoint)
+			f.Severity = Breaks
+		case !refused:
+			c.endpoints(svc, want, have, at)
+		}
+	}
+}
+
+func (c *checker) endpoints(svc *proxy.Service, want front, have *liverules.Front, at string) {
+	name := svc.Name.String()
+	for _, x := range have.Choices {
+		if slices.ContainsFunc(want.want, func(e proxy.Endpoint) bool { return e.Addr == x.Endpoint }) {
+			continue
+		}
+		why := "the API does not have it"
+		for i := range svc.Endpoints {
+			if e := &svc.Endpoints[i]; e.Addr == x.Endpoint {
+				switch {
+				case e.Terminating:
+					why = "it is terminating"
+				case !e.Ready:
+					why = "it is not ready"
+				default:
+					why = "policy or topology send its traffic elsewhere"
+				}
+			}
+		}
+		c.add("endpoint-gone", name, "restart kube-proxy, or see why it does not follow the API", "%.1f %% of connections to %s go to %s, and %s", 100*x.Probability, at, x.Endpoint, why)
+	}
+	for _, e := range want.want {
+		if !slices.ContainsFunc(have.Choices, func(x proxy.Choice) bool { return x.Endpoint == e.Addr }) {
+			c.add("endpoint-missing", name, "restart kube-proxy, or see why it does not follow the API", "%s gets no connection to %s: no rule leads to it", e.Addr, at)
+		}
+	}
+}
+
+// exact holds the rules against those that our own proxy wrote, one by one.
+func (c *checker) exact() {
+	if c.Program == nil {
+		return
+	}
+	for _, d := range c.picked {
+		for _, ch := range iptables.Diff(d.Rules, c.Program) {
+			object := ch.Table + "/" + ch.Chain
+			f := c.add("rule-altered", object, "kptrace check --fix writes them again", "%s: %d rules are missing or not as written, %d are there that should not be", changeWords(ch.Kind), len(ch.Add), len(ch.Remove))
+			f.Ours = true
+			for _, r := range ch.Add {
+				f.Evidence = append(f.Evidence, "want "+r)
+			}
+			for _, r := range ch.Remove {
+				if !slices.Contains(ch.Add, r) {
+					f.Evidence = append(f.Evidence, "have "+r)
+				}
+			}
+			f.Evidence = first(f.Evidence, 8)
+			if ch.Service != (proxy.PortName{}) {
+				f.Message = "of " + ch.Service.String() + ", " + f.Message
+			}
+		}
+	}
+	switch {
+	case c.SyncError != "":
+		c.add("sync-failed", c.Node, "kptrace status says more", "%s", c.SyncError).Ours = true
+	case !c.Wanted.IsZero() && c.Now.Sub(c.Wanted) > behind:
+		c.add("rules-behind", c.Node, "kptrace status says more", "the API changed %v ago, and the kernel has not followed since", c.Now.Sub(c.Wanted).Round(behind/10)).Ours = true
+	}
+}
+
+func changeWords(k xtables.DiffKind) string {
+	switch k {
+	case xtables.Missing:
+		return "the chain is gone"
+	case xtables.Extra:
+		return "the chain should not be there"
+	}
+	return "changed"
+}
