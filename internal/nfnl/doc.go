@@ -25,6 +25,9 @@ const (
 // GroupNFTables is the multicast group of changes to nf_tables.
 const GroupNFTables = 7
 
+// GroupNFTrace is the multicast group of nf_tables' traces.
+const GroupNFTrace = 9
+
 // Address families as they stand in an nfgenmsg, which are Linux's numbers on
 // every system that decodes a recording.
 const (

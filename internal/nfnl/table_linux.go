@@ -23,6 +23,18 @@ func (s *Socket) Drops() (uint32, error) {
 	return row.drops, nil
 }
 
+// DropsOf is Drops for a socket of the calling thread's network namespace that
+// somebody else opened, such as a library.
+func DropsOf(portID uint32) (uint32, error) {
+	table, err := os.Open("/proc/thread-self/net/netlink")
+	if err != nil {
+		return 0, fmt.Errorf("nfnl: opening the table of netlink sockets: %w", err)
+	}
+	defer table.Close()
+	row, err := findSocket(table, portID)
+	return row.drops, err
+}
+
 // row is what /proc/net/netlink tells of one socket.
 type row struct {
 	drops uint32

@@ -1,0 +1,68 @@
+package legacytrace
+
+import (
+	"sync/atomic"
+
+	"github.com/kptrace/kptrace/trace"
+)
+
+// Config says how to read. The zero value of every field is a good default.
+type Config struct {
+	// ReceiveBuffer is the socket's buffer in bytes; zero means 64 MiB. The
+	// kernel counts at least 4 KiB for each report. An ordinary user gets at
+	// most twice net.core.rmem_max.
+	ReceiveBuffer int
+	// CopyRange is how many bytes of each packet are copied, from the IP header
+	// on. Zero means 96.
+	CopyRange uint32
+	// OnLoss is told of everything missed; it must not block. Nil tells nobody;
+	// Stats counts in any case.
+	OnLoss func(trace.Loss)
+}
+
+// Source reads the traces of one network namespace. It implements
+// trace.Source. Its Frames hold one nfnetlink_log message each.
+type Source struct {
+	config  Config
+	decoder *Decoder
+
+	frames, bytes, lost, overruns atomic.Uint64
+	receiveBuffer                 atomic.Int64
+}
+
+var _ trace.Source = (*Source)(nil)
+
+// New returns a Source. It starts nothing.
+func New(c Config) *Source {
+	if c.ReceiveBuffer == 0 {
+		c.ReceiveBuffer = 64 << 20
+	}
+	if c.CopyRange == 0 {
+		c.CopyRange = 96
+	}
+	if c.OnLoss == nil {
+		c.OnLoss = func(trace.Loss) {}
+	}
+	return &Source{config: c, decoder: NewDecoder()}
+}
+
+// ID returns trace.LegacyTrace.
+func (s *Source) ID() trace.SourceID { return trace.LegacyTrace }
+
+// Decoder returns the decoder of this Source's Frames, whose counts are part
+// of Stats. It has one user at a time.
+func (s *Source) Decoder() *Decoder { return s.decoder }
+
+// Stats returns what was read since New, over all Runs. Events counts the
+// reports that arrived and Lost those the kernel dropped; together they are
+// what it sent.
+func (s *Source) Stats() trace.SourceStats {
+	d := s.decoder.Stats()
+	return trace.SourceStats{
+		Source: trace.LegacyTrace,
+		Frames: s.frames.Load(), Bytes: s.bytes.Load(), Events: s.frames.Load(),
+		Lost: s.lost.Load(), Overruns: s.overruns.Load(),
+		Foreign: d.Foreign, Damaged: d.Damaged,
+		ReceiveBuffer: int(s.receiveBuffer.Load()),
+	}
+}
