@@ -52,6 +52,10 @@ const (
 	// HopIPVS and HopUserspace are the proxy in these modes.
 	HopIPVS      HopKind = "ipvs"
 	HopUserspace HopKind = "userspace"
+	// HopRoute is the node routing the packet, HopConntrack connection tracking
+	// translating it as it remembers; they show where they change it.
+	HopRoute     HopKind = "route"
+	HopConntrack HopKind = "conntrack"
 	// HopDrop is the kernel freeing the packet with a reason.
 	HopDrop HopKind = "drop"
 )

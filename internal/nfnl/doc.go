@@ -41,6 +41,7 @@ const (
 	FlagRequest = 0x1
 	FlagAck     = 0x4
 	FlagExcl    = 0x200
+	FlagDump    = 0x300
 	FlagCreate  = 0x400
 )
 
@@ -56,6 +57,10 @@ const (
 	typeNoop  = 1
 	typeError = 2
 	typeDone  = 3
+
+	// typeBatchBegin and typeBatchEnd are nfnetlink's own.
+	typeBatchBegin = 0x10
+	typeBatchEnd   = 0x11
 )
 
 // Type returns the netlink type of a subsystem's message.

@@ -156,6 +156,113 @@ func (s *Socket) Query(typ uint16, family uint8, attrs []byte) (answer []byte, e
 	return answer, err
 }
 
+// Dump asks for everything of a kind and hands the answer to f, datagram by
+// datagram. It is for sockets on which nothing else arrives. A dump that others
+// change meanwhile may have gaps.
+func (s *Socket) Dump(typ uint16, family uint8, attrs []byte, f func(data []byte)) error {
+	s.seq++
+	msg := AppendMessage(nil, typ, FlagRequest|FlagDump, s.seq, family, 0, attrs)
+	if err := unix.Sendto(s.fd, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("nfnl: sending a request: %w", err)
+	}
+	if s.answers == nil {
+		s.answers = make([]byte, maxDatagram)
+	}
+	deadline := time.Now().Add(dumpTimeout)
+	for {
+		n, err := unix.Read(s.fd, s.answers)
+		switch {
+		case err == nil:
+			f(s.answers[:n])
+			if errno, over := s.dumped(s.answers[:n]); over {
+				if errno != 0 {
+					return fmt.Errorf("nfnl: the kernel refuses: %w", errno)
+				}
+				return nil
+			}
+		case errors.Is(err, unix.EAGAIN):
+			left := time.Until(deadline)
+			if left <= 0 {
+				return fmt.Errorf("nfnl: waiting for a dump: %w", unix.ETIMEDOUT)
+			}
+			fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}
+			_, _ = unix.Poll(fds, int(left.Milliseconds())+1)
+		case errors.Is(err, unix.EINTR):
+		default:
+			return fmt.Errorf("nfnl: reading a dump: %w", err)
+		}
+	}
+}
+
+// dumpTimeout is how long a dump of everything may take.
+const dumpTimeout = 30 * time.Second
+
+// dumped finds the end of a dump in one datagram.
+func (s *Socket) dumped(b []byte) (errno unix.Errno, over bool) {
+	for len(b) >= HeaderLen {
+		n := int(binary.NativeEndian.Uint32(b))
+		if n < HeaderLen || n > len(b) {
+			return unix.EBADMSG, true
+		}
+		switch typ := binary.NativeEndian.Uint16(b[4:]); {
+		case typ == typeDone:
+			return 0, true
+		case typ == typeError && n >= HeaderLen+4:
+			return unix.Errno(-int32(binary.NativeEndian.Uint32(b[HeaderLen:]))), true
+		}
+		b = b[min(align(n), len(b)):]
+	}
+	return 0, false
+}
+
+// Batch sends messages of one subsystem that are carried out together or not at
+// all, each made by AppendMessage with FlagAck, and returns the first refusal.
+func (s *Socket) Batch(subsys uint16, msgs ...[]byte) error {
+	buf := AppendMessage(nil, typeBatchBegin, FlagRequest, 0, FamilyUnspec, subsys, nil)
+	for _, m := range msgs {
+		s.seq++
+		binary.NativeEndian.PutUint32(m[8:], s.seq)
+		buf = append(buf, m...)
+	}
+	buf = AppendMessage(buf, typeBatchEnd, FlagRequest, 0, FamilyUnspec, subsys, nil)
+	if err := unix.Sendto(s.fd, buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("nfnl: sending a batch: %w", err)
+	}
+	if s.answers == nil {
+		s.answers = make([]byte, maxDatagram)
+	}
+	deadline := time.Now().Add(ackTimeout)
+	for left := len(msgs); left > 0; {
+		n, err := unix.Read(s.fd, s.answers)
+		switch {
+		case err == nil:
+			for b := s.answers[:n]; len(b) >= HeaderLen+4 && left > 0; {
+				size := int(binary.NativeEndian.Uint32(b))
+				if size < HeaderLen+4 || size > len(b) {
+					return fmt.Errorf("nfnl: reading an answer: %w", unix.EBADMSG)
+				}
+				if binary.NativeEndian.Uint16(b[4:]) == typeError {
+					if errno := unix.Errno(-int32(binary.NativeEndian.Uint32(b[HeaderLen:]))); errno != 0 {
+						return fmt.Errorf("nfnl: the kernel refuses: %w", errno)
+					}
+					left--
+				}
+				b = b[min(align(size), len(b)):]
+			}
+		case errors.Is(err, unix.EAGAIN):
+			if time.Now().After(deadline) {
+				return fmt.Errorf("nfnl: waiting for an answer: %w", unix.ETIMEDOUT)
+			}
+			fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}
+			_, _ = unix.Poll(fds, 100)
+		case errors.Is(err, unix.EINTR):
+		default:
+			return fmt.Errorf("nfnl: reading an answer: %w", err)
+		}
+	}
+	return nil
+}
+
 // exchange sends a message and reads until it is acknowledged. It returns the
 // datagrams that came before.
 func (s *Socket) exchange(typ uint16, family uint8, resID uint16, attrs []byte) (before []byte, err error) {

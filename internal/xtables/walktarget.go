@@ -173,3 +173,36 @@ func natTarget(s string) (addr netip.Addr, port uint16, exact bool) {
 	}
 	return addr, port, exact
 }
+
+// Effect returns what a rule does where it matches, as a Step has it.
+func (t *Table) Effect(r *Rule) string {
+	switch r.Target {
+	case "ACCEPT":
+		return EffectAccept
+	case "DROP":
+		return EffectDrop
+	case "REJECT":
+		return EffectReject
+	case "RETURN":
+		return EffectReturn
+	case "DNAT":
+		return EffectDNAT
+	case "SNAT":
+		return EffectSNAT
+	case "MASQUERADE":
+		return EffectMasquerade
+	case "REDIRECT":
+		return EffectRedirect
+	case "MARK", "CONNMARK", "CT", "NOTRACK":
+		return EffectMatch
+	}
+	switch {
+	case passive(r):
+		return EffectMatch
+	case t.Chain(r.Target) == nil:
+		return EffectUnknown
+	case r.Goto:
+		return EffectGoto
+	}
+	return EffectJump
+}

@@ -132,7 +132,7 @@ func (d *Decoder) read(h *trace.RuleHit, a nfnl.Attrs) bool {
 		case attrOif:
 			h.OutDev = a.Uint32()
 		case attrMark:
-			h.Mark, h.HasMark = a.Uint32(), true
+			h.Mark = a.Uint32()
 		case attrPolicy:
 			policy = int(a.Uint32())
 		case attrCTID:
@@ -155,10 +155,13 @@ func (d *Decoder) read(h *trace.RuleHit, a nfnl.Attrs) bool {
 			h.Verdict = "drop"
 		}
 	}
-	if h.Kind == trace.HopRule && h.Handle == 0 && h.Verdict == "match" {
-		// So the kernel reports that no rule was left.
+	switch {
+	case h.Kind == trace.HopEnd && h.Handle != 0: // a rule that returns
+		h.Kind, h.Verdict = trace.HopRule, "return"
+	case h.Kind == trace.HopEnd, h.Kind == trace.HopRule && h.Handle == 0 && h.Verdict == "match": // no rule was left
 		h.Kind, h.Verdict = trace.HopEnd, "return"
 	}
+	h.HasMark = true // an absent one is 0
 	return true
 }
 
