@@ -30,6 +30,13 @@ func (b *lossBox) add(l trace.Loss) {
 	b.some.Store(true)
 }
 
+// count notes a loss that the correlator need not know of.
+func (b *lossBox) count(l trace.Loss) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	merge(&b.total, l)
+}
+
 // merge adds l to the loss of the same source and place, so that a storm of
 // losses takes no more room than one.
 func merge(list *[]trace.Loss, l trace.Loss) {

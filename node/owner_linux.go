@@ -159,6 +159,25 @@ func (o *owner) set(name, value string) error {
 	return nil
 }
 
+// reset sets one sysctl back if it is still as we made it, and forgets it.
+func (o *owner) reset(name string) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s, ok := o.saved[name]
+	if !ok {
+		return nil
+	}
+	now, err := readSysctl(name)
+	if err == nil && now == s.Ours {
+		err = writeSysctl(name, s.Was)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	delete(o.saved, name)
+	return o.save()
+}
+
 // restore sets back what is still as we made it, and forgets the rest.
 func (o *owner) restore() error {
 	o.mu.Lock()

@@ -37,6 +37,7 @@ type node struct {
 	owner   *owner
 	syncer  *proxy.Syncer
 	tracer  *tracer // nil without tracing
+	paths   *pathTracer
 	started time.Time
 	variant string
 	reason  string
@@ -72,6 +73,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	if cfg.Trace {
 		n.tracer = newTracer(cfg, n.syncer.Views)
+		n.paths = newPathTracer(n)
 	}
 	n.teller.started(&n.cfg)
 	err = n.run(ctx)
@@ -143,6 +145,10 @@ func (n *node) run(ctx context.Context) error {
 			n.answer(ctx)
 			return nil
 		})
+		g.Go(func() error {
+			n.paths.run(ctx)
+			return nil
+		})
 	}
 	g.Go(func() error {
 		select {
@@ -194,7 +200,7 @@ func (n *node) answer(ctx context.Context) {
 func (n *node) undo(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 	defer cancel()
-	err := errors.Join(n.cfg.Backend.Cleanup(ctx), n.owner.restore())
+	err := errors.Join(n.cfg.Backend.Cleanup(ctx), undoPaths(ctx), n.owner.restore())
 	if err != nil {
 		return fmt.Errorf("node: not everything could be undone, run kptrace cleanup: %w", err)
 	}
@@ -226,5 +232,5 @@ func Cleanup(ctx context.Context, backend proxy.Backend, stateDir string) error 
 		return err
 	}
 	defer own.release()
-	return errors.Join(backend.Cleanup(ctx), own.restore())
+	return errors.Join(backend.Cleanup(ctx), undoPaths(ctx), own.restore())
 }

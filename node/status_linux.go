@@ -24,6 +24,7 @@ func (n *node) relayConfig() relay.Config {
 		},
 		Watching: func(delta int) { n.tracer.watchers.Add(int64(delta)) },
 		Explain:  n.explain, Check: n.check,
+		Trace:  n.paths.ask,
 		Logger: n.cfg.Logger,
 	}
 }
@@ -54,6 +55,7 @@ func (n *node) status() relay.Status {
 		},
 	}
 	s.State = n.cfg.StateFrom
+	s.Paths = n.paths.status()
 	if n.cfg.StateNotes != nil {
 		s.StateNotes = n.cfg.StateNotes()
 	}
@@ -85,6 +87,7 @@ func (n *node) status() relay.Status {
 		for _, src := range live.sources {
 			s.Sources = append(s.Sources, src.Stats())
 		}
+		s.Sources = append(s.Sources, n.paths.sources()...)
 		st := live.stats()
 		s.Table = relay.TableStats{Open: st.Open, Max: maxFlows, Evicted: st.Evicted}
 	}

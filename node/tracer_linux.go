@@ -58,6 +58,7 @@ type tracer struct {
 
 	losses   lossBox
 	watchers atomic.Int64 // followers at the moment
+	paths    atomic.Bool  // paths are being traced
 	restarts atomic.Uint64
 	failed   atomic.Pointer[error] // what ended the last life, nil in the first
 	live     atomic.Pointer[session]
@@ -125,6 +126,7 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 	c := correlate.New(correlate.Config{
 		Node: t.cfg.Name, Views: t.views, Emit: t.emit, Ask: t.ask,
 		Watched:        func() bool { return t.watchers.Load() > 0 },
+		Paths:          t.paths.Load,
 		MasqueradeMark: t.cfg.MasqueradeMark, MaxFlows: maxFlows, Hold: hold,
 	})
 	t.live.Store(&session{sources: []trace.Source{log, ct}, stats: c.Stats})

@@ -2,6 +2,7 @@ package trace
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/kptrace/kptrace/conntrack"
@@ -158,6 +159,38 @@ func (p *Path) Endpoint() netip.AddrPort {
 		}
 	}
 	return to
+}
+
+// Complete adds to the path of a flow's packet what only the flow knows: whether
+// it is a reply, and the addresses with which it left where no rule and no device
+// showed them. orig and reply are the flow's two tuples; reply may be zero.
+func (p *Path) Complete(orig, reply conntrack.Tuple) {
+	p.Reply = p.Tuple != orig
+	if reply.IsZero() || len(p.Hops) == 0 {
+		return
+	}
+	left := reply.Reverse() // what the endpoint sees
+	if p.Reply {
+		left = orig.Reverse()
+	}
+	at := -1
+	for i := range p.Hops {
+		h := &p.Hops[i]
+		if h.Verdict == "masquerade" || h.Verdict == "snat" {
+			at = i
+		}
+	}
+	if at >= 0 && !slices.ContainsFunc(p.Hops[at].Changes, func(c Change) bool { return c.Field == "src" }) {
+		hops := slices.Clone(p.Hops)
+		hops[at].Changes = append(slices.Clip(hops[at].Changes), Change{
+			Field: "src", Before: orig.Src().String(), After: reply.Dst().String(),
+		})
+		p.Hops = hops
+	}
+	last := p.Hops[len(p.Hops)-1]
+	if p.Left.IsZero() && last.Hook == "postrouting" && last.Verdict != "drop" && last.Verdict != "reject" {
+		p.Left = left
+	}
 }
 
 // PathRequest asks for the paths of a follower's flows to be traced.

@@ -157,7 +157,9 @@ func TestFollowUsage(t *testing.T) {
 	lonely(t)
 	for args, want := range map[string]string{
 		"scv/foo":                         "did you mean svc?",
-		"svc/foo -o path":                 "-o path needs rule tracing",
+		"svc/foo --packets all":           "say for how long",
+		"svc/foo --packets 0":             "use a number from 1 to 32, or all",
+		"svc/foo --packets 3 --existing":  "does not go with --existing",
 		"svc/foo -o jsnol":                "did you mean jsonl?",
 		"svc/foo --outcome refusd":        "--outcome: unknown outcome \"refusd\": did you mean refused?",
 		"svc/foo --from 10.0.0.0/99":      "--from \"10.0.0.0/99\" is neither",

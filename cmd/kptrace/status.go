@@ -159,6 +159,9 @@ func printStatus(w io.Writer, s *relay.Status, socket string, now time.Time) err
 	if s.ConntrackLimit > 0 {
 		line("conntrack", "%d of %d entries (%d %%)", s.ConntrackEntries, s.ConntrackLimit, 100*s.ConntrackEntries/s.ConntrackLimit)
 	}
+	for i, t := range s.Paths {
+		line(first(i, "paths"), "%s", t)
+	}
 	for i, c := range s.Sysctls {
 		line(first(i, "sysctls"), "%s: was %s, is %s, set back at the end if still so", c.Name, c.Before, c.Now)
 	}

@@ -19,6 +19,7 @@ type statusJSON struct {
 	FlavourReason   string         `json:"flavourReason,omitempty"`
 	State           string         `json:"state"`
 	StateNotes      []string       `json:"stateNotes"`
+	Paths           []string       `json:"paths"`
 	Synced          *time.Time     `json:"synced"`
 	SyncError       string         `json:"syncError"`
 	Rules           int            `json:"rules"`
@@ -112,6 +113,7 @@ func toStatusJSON(s *relay.Status, socket string) statusJSON {
 		Flavour: s.Flavour, FlavourReason: s.FlavourReason, Synced: at(s.Synced), SyncError: s.SyncError,
 		Rules: s.Rules, Services: s.Services, Endpoints: s.Endpoints,
 		State: s.State, StateNotes: append([]string{}, s.StateNotes...),
+		Paths:    append([]string{}, s.Paths...),
 		Problems: []problemJSON{}, Skipped: []skippedJSON{}, Sources: []sourceJSON{}, Lost: []statLossJSON{},
 		Sysctls: []sysctlJSON{}, NFLogGroups: append([]uint16{}, s.Groups...), NotSeen: append([]string{}, s.Blind...),
 		Flows: flowTableJSON(s.Table), Ring: ringJSON(s.Ring),

@@ -34,7 +34,7 @@ func statusToPB(s *Status) *StatusResponse {
 		}),
 		ConntrackEntries: int64(s.ConntrackEntries), ConntrackLimit: int64(s.ConntrackLimit),
 		Blind: s.Blind,
-		State: s.State, StateNotes: s.StateNotes,
+		State: s.State, StateNotes: s.StateNotes, Paths: s.Paths,
 	}
 }
 
@@ -70,6 +70,6 @@ func statusFromPB(s *StatusResponse) *Status {
 		}),
 		ConntrackEntries: int(s.GetConntrackEntries()), ConntrackLimit: int(s.GetConntrackLimit()),
 		Blind: s.GetBlind(),
-		State: s.GetState(), StateNotes: s.GetStateNotes(),
+		State: s.GetState(), StateNotes: s.GetStateNotes(), Paths: s.GetPaths(),
 	}
 }

@@ -19,6 +19,8 @@ const (
 	// overlap is how long a Flow taken from History may still come through
 	// the Ring.
 	overlap = 2 * time.Second
+	// pathsLate is how long after a packet its path may come.
+	pathsLate = 500 * time.Millisecond
 	// gather is how long a follower that allows it waits for more to send.
 	gather = 10 * time.Millisecond
 )
@@ -32,6 +34,8 @@ type follower struct {
 	settled trace.Filter
 	picky   bool // the filter can change its mind about a flow
 	out     *sender
+	// notes go into the header.
+	notes []string
 
 	// held are flows that have not ended, to be sent at the next flush.
 	held map[trace.FlowID]*trace.Flow
@@ -70,6 +74,7 @@ func (f *follower) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	header.Notes = append(header.Notes, f.notes...)
 	if err := f.out.add(trace.Message{Header: header}); err != nil {
 		return err
 	}
@@ -242,6 +247,9 @@ func (f *follower) sendLosses() error {
 
 // end sends what is left in the Ring, what was held back, and an End.
 func (f *follower) end(reader *trace.Reader) error {
+	if f.req.Path.Wanted() {
+		time.Sleep(pathsLate) // the last connections' are still being joined
+	}
 	// What is published from now on is not part of the answer, or a busy node
 	// would never end.
 	for range 1 + f.s.cfg.Ring.Stats().Size/1024 {

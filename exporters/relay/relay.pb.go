@@ -2711,6 +2711,7 @@ type StatusResponse struct {
 	Blind            []string               `protobuf:"bytes,24,rep,name=blind,proto3" json:"blind,omitempty"`
 	State            string                 `protobuf:"bytes,25,opt,name=state,proto3" json:"state,omitempty"`
 	StateNotes       []string               `protobuf:"bytes,26,rep,name=state_notes,json=stateNotes,proto3" json:"state_notes,omitempty"`
+	Paths            []string               `protobuf:"bytes,40,rep,name=paths,proto3" json:"paths,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -2923,6 +2924,13 @@ func (x *StatusResponse) GetState() string {
 func (x *StatusResponse) GetStateNotes() []string {
 	if x != nil {
 		return x.StateNotes
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetPaths() []string {
+	if x != nil {
+		return x.Paths
 	}
 	return nil
 }
@@ -3678,7 +3686,7 @@ const file_relay_proto_rawDesc = "" +
 	"\btrace_id\x18\x02 \x01(\fR\atraceId\x12\x17\n" +
 	"\aspan_id\x18\x03 \x01(\fR\x06spanId\x12\x14\n" +
 	"\x05flags\x18\x04 \x01(\rR\x05flags\"\x0f\n" +
-	"\rStatusRequest\"\x83\a\n" +
+	"\rStatusRequest\"\x99\a\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -3708,7 +3716,8 @@ const file_relay_proto_rawDesc = "" +
 	"\x05blind\x18\x18 \x03(\tR\x05blind\x12\x14\n" +
 	"\x05state\x18\x19 \x01(\tR\x05state\x12\x1f\n" +
 	"\vstate_notes\x18\x1a \x03(\tR\n" +
-	"stateNotes\"e\n" +
+	"stateNotes\x12\x14\n" +
+	"\x05paths\x18( \x03(\tR\x05paths\"e\n" +
 	"\aProblem\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x16\n" +
 	"\x06object\x18\x02 \x01(\tR\x06object\x12\x14\n" +

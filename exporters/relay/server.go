@@ -35,6 +35,10 @@ type Config struct {
 	// it cannot.
 	Explain func(context.Context, ExplainRequest) ([]explain.Answer, error)
 	Check   func(context.Context, CheckRequest) (CheckResponse, error)
+	// Trace has the paths of a Request's flows traced until release is called;
+	// it returns when they are, or with the reason why not. Nil means that
+	// paths cannot be traced.
+	Trace func(context.Context, *trace.Request) (release func(), err error)
 	// Logger gets what no caller can be told; nil discards it.
 	Logger *slog.Logger
 }
@@ -144,6 +148,13 @@ func (s *Server) Follow(stream grpc.BidiStreamingServer[Request, Batch]) error {
 		}
 	}()
 	f := newFollower(s, requestFromPB(first), stream.Send)
+	if f.req.Path.Wanted() {
+		release, err := s.trace(ctx, &f.req)
+		defer release()
+		if err != nil {
+			f.notes = append(f.notes, "paths are not traced: "+err.Error())
+		}
+	}
 	s.cfg.Watching(1)
 	defer s.cfg.Watching(-1)
 	err = f.run(ctx)
@@ -151,6 +162,14 @@ func (s *Server) Follow(stream grpc.BidiStreamingServer[Request, Batch]) error {
 		return status.FromContextError(stream.Context().Err()).Err()
 	}
 	return err
+}
+
+// trace has the paths of a request's flows traced.
+func (s *Server) trace(ctx context.Context, req *trace.Request) (release func(), err error) {
+	if s.cfg.Trace == nil {
+		return func() {}, errors.New("this node cannot trace them")
+	}
+	return s.cfg.Trace(ctx, req)
 }
 
 // errFinish is the cause of a follower's end in order.

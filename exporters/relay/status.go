@@ -39,6 +39,9 @@ type Status struct {
 	Groups []uint16
 	// Sysctls are those this node changed and will set back.
 	Sysctls []Sysctl
+	// Paths says what is traced rule by rule at the moment, and what of a path
+	// cannot be seen here and why, in sentences without full stop.
+	Paths []string
 	// ConntrackEntries of at most ConntrackLimit are in the kernel's table.
 	ConntrackEntries, ConntrackLimit int
 	// Blind lists what this setup cannot see, in sentences without full stop.

@@ -22,6 +22,8 @@ const (
 	Wide  Format = "wide"
 	JSON  Format = "json"
 	JSONL Format = "jsonl"
+	// Path is Wide's row, and below it the tree of each packet's path.
+	Path Format = "path"
 )
 
 // Config says how to show a stream.
@@ -43,6 +45,9 @@ type Config struct {
 	// List says that the stream is a list of what there is: everything is
 	// shown at once, as it is. ByEndpoint groups it by endpoint.
 	List, ByEndpoint bool
+	// Paths says that the paths of packets were asked for: a connection that has
+	// ended is shown when its paths are there, or when they no longer come.
+	Paths bool
 	// NoHeader leaves out the scope and the titles.
 	NoHeader bool
 	// Nodes is how many nodes were asked; the scope waits for their headers.
@@ -90,6 +95,7 @@ type renderer struct {
 	total    int
 	failed   int
 	losses   []trace.Loss
+	waiting  waiting
 	fold     folder
 	writeErr error
 }
@@ -130,12 +136,12 @@ func newRenderer(cfg Config) *renderer {
 	if cfg.Size == nil {
 		cfg.Size = func() (int, int) { return 80, 24 }
 	}
-	if cfg.Format == JSON || cfg.Format == JSONL || cfg.List {
+	if cfg.Format == JSON || cfg.Format == JSONL || cfg.Format == Path || cfg.List {
 		cfg.TTY = false
 	}
 	r := &renderer{
 		cfg: cfg, out: bufio.NewWriterSize(cfg.Out, 64<<10), err: cfg.Err,
-		table: newTable(cfg.Format == Wide, cfg.Location), begun: cfg.Now(),
+		table: newTable(cfg.Format == Wide || cfg.Format == Path, cfg.Location), begun: cfg.Now(),
 		idle: make(map[string]*trace.Idle), open: make(map[key]*trace.Flow),
 	}
 	r.lastRow = r.begun
@@ -166,6 +172,9 @@ func (r *renderer) take(m trace.Message) {
 // flow takes one revision.
 func (r *renderer) flow(m trace.Message) {
 	f, k := m.Flow, key{m.Node, m.Flow.ID}
+	if r.waiting.update(k, f) {
+		return
+	}
 	if r.done.has(k) {
 		if r.cfg.Updates && !m.Gone {
 			r.show(k, f)
@@ -204,6 +213,8 @@ func (r *renderer) flow(m trace.Message) {
 		r.listed = append(r.listed, f)
 	case r.term != nil:
 		r.onTerminal(k, f, !known)
+	case r.cfg.Paths && !r.cfg.Updates && !r.cfg.List:
+		r.await(k, f)
 	case f.Ended || r.cfg.Updates || r.cfg.List:
 		r.show(k, f)
 	}
@@ -218,6 +229,9 @@ func (r *renderer) show(_ key, f *trace.Flow) {
 		r.object(f)
 	default:
 		r.line(r.row(f)(0))
+		if r.cfg.Format == Path {
+			r.trees(f)
+		}
 	}
 }
 
@@ -288,6 +302,7 @@ func (r *renderer) tick() {
 		r.head()
 	}
 	r.done.forget(now)
+	r.pathsDue(now)
 	if r.term != nil {
 		r.folded(now)
 		r.term.draw()
@@ -300,6 +315,7 @@ func (r *renderer) end() error {
 	if len(r.headers) > 0 {
 		r.head()
 	}
+	r.pathsDue(time.Time{})
 	left := make([]*trace.Flow, 0, len(r.open))
 	keys := make(map[*trace.Flow]key, len(r.open))
 	for k, f := range r.open {

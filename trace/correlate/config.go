@@ -37,6 +37,9 @@ type Config struct {
 	// DESTROY brings them. It is called for each update and must be cheap. Nil
 	// is always.
 	Watched func() bool
+	// Paths says whether paths of packets come, so that flows which have ended
+	// wait for theirs. Nil is never.
+	Paths func() bool
 	// Ask asks for the entry with this original tuple. The answer comes as an
 	// Event of KindEntry or KindGone. False means not now. Nil is never.
 	Ask func(conntrack.Tuple) bool

@@ -29,6 +29,7 @@ type Correlator struct {
 	affinity   affinityTable
 	ipvs       ipvsState
 	losses     lossList
+	past       pasts
 	decider    decider
 	sequence   uint64
 	stats      counters
@@ -108,6 +109,7 @@ func (c *Correlator) Advance(now time.Time) {
 	}
 	c.unscheduled(t - int64(c.cfg.Hold))
 	c.expireEarly(t - 2*int64(c.cfg.Hold))
+	c.forgetPasts(t)
 	c.gauges()
 }
 

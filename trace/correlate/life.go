@@ -208,6 +208,7 @@ func (c *Correlator) finish(r *rec) {
 	r.phase, r.replyWait, r.asked = ended, false, false
 	r.holdDue = 0
 	c.publish(r)
+	c.remember(r)
 	if r.over() {
 		c.remove(r)
 		return

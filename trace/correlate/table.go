@@ -64,6 +64,7 @@ type rec struct {
 	goneState  conntrack.TCPState
 	goneEarly  bool
 
+	past         *past // where paths may come
 	older, newer *rec
 	prev, next   *rec
 	in           *recList
@@ -216,6 +217,9 @@ func (c *Correlator) dropReply(r *rec) {
 
 // remove takes r out of everything.
 func (c *Correlator) remove(r *rec) {
+	if r.past != nil {
+		r.past.flow, r.past.r = r.f, nil
+	}
 	c.timers.set(r, 0)
 	r.in.drop(r)
 	c.dropReply(r)

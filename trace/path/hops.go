@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/trace"
 )
 
@@ -262,36 +261,4 @@ func (b *builder) device(index uint32) string {
 		return name
 	}
 	return fmt.Sprintf("if%d", index)
-}
-
-// Complete adds to the path of a flow's packet what only the flow knows: whether
-// it is a reply, and the addresses with which it left where no rule and no device
-// showed them. orig and reply are the flow's two tuples; reply may be zero.
-func Complete(p *trace.Path, orig, reply conntrack.Tuple) {
-	p.Reply = p.Tuple != orig
-	if reply.IsZero() || len(p.Hops) == 0 {
-		return
-	}
-	left := reply.Reverse() // what the endpoint sees
-	if p.Reply {
-		left = orig.Reverse()
-	}
-	at := -1
-	for i := range p.Hops {
-		h := &p.Hops[i]
-		if h.Verdict == "masquerade" || h.Verdict == "snat" {
-			at = i
-		}
-	}
-	if at >= 0 && !slices.ContainsFunc(p.Hops[at].Changes, func(c trace.Change) bool { return c.Field == "src" }) {
-		hops := slices.Clone(p.Hops)
-		hops[at].Changes = append(slices.Clip(hops[at].Changes), trace.Change{
-			Field: "src", Before: orig.Src().String(), After: reply.Dst().String(),
-		})
-		p.Hops = hops
-	}
-	last := p.Hops[len(p.Hops)-1]
-	if p.Left.IsZero() && last.Hook == "postrouting" && last.Verdict != "drop" && last.Verdict != "reject" {
-		p.Left = left
-	}
 }

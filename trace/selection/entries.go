@@ -125,8 +125,8 @@ func Owns(table, name string) bool { return table == "raw" && name == chain }
 func rules(suffix string, packets, rate, burst int) (body, jumps []string) {
 	limit := "-m limit --limit " + itoa(rate) + "/sec --limit-burst " + itoa(burst)
 	first := func(n int) string {
-		return "-m hashlimit --hashlimit-upto 1/day --hashlimit-burst " + itoa(n) +
-			" --hashlimit-mode srcip,srcport,dstip,dstport --hashlimit-name " + hashes + suffix + " --hashlimit-htable-expire 300000"
+		return "-m hashlimit --hashlimit-upto 1/hour --hashlimit-burst " + itoa(n) +
+			" --hashlimit-mode srcip,srcport,dstip,dstport --hashlimit-name " + hashes + suffix + " --hashlimit-htable-expire 600000"
 	}
 	to := "-m set --match-set " + setTo + suffix + " dst,dst"
 	from := "-m set --match-set " + setFrom + suffix + " src,src"

@@ -1,0 +1,420 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kptrace/kptrace/internal/nfnl"
+	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/correlate"
+	"github.com/kptrace/kptrace/trace/path"
+	"github.com/kptrace/kptrace/trace/selection"
+	"github.com/kptrace/kptrace/trace/source/legacytrace"
+	"github.com/kptrace/kptrace/trace/source/nftrace"
+)
+
+const (
+	// pathTick is how often paths that are complete are looked for.
+	pathTick = 25 * time.Millisecond
+	// pathQueue bounds the frames that wait to be joined, in bytes.
+	pathQueue = 128 << 20
+	// pathEnd is how long after the selection is emptied reports may still come.
+	pathEnd = 300 * time.Millisecond
+	// pathLate is how long a path waits for its flow.
+	pathLate = 3 * time.Second
+	// reloadLeast is the least time between two readings of all rules.
+	reloadLeast = 500 * time.Millisecond
+)
+
+// traceSource is a source of rule hits.
+type traceSource interface {
+	trace.Source
+	hits() trace.HitDecoder
+}
+
+type nftSource struct{ *nftrace.Source }
+
+func (s nftSource) hits() trace.HitDecoder { return s.Decoder() }
+
+type legacySource struct{ *legacytrace.Source }
+
+func (s legacySource) hits() trace.HitDecoder { return s.Decoder() }
+
+// pathSession traces from the first follower's coming to the last one's going.
+type pathSession struct {
+	p       *pathTracer
+	flavour xtables.Flavour
+	source  traceSource
+	rules   path.Rules
+	joiner  *path.Joiner
+	devices devices
+	sel     *selection.Selection
+
+	frames frameQueue
+	losses lossBox
+	hits   []trace.RuleHit
+	ready  []path.Joined // complete, not yet given to their flows
+	view   *proxy.View
+	// For status.
+	entries atomic.Int64
+	packets atomic.Int64
+	stray   atomic.Uint64 // paths without a flow
+	joined  atomic.Pointer[path.Stats]
+}
+
+// session runs one; it ends when nobody asks any more, with ctx, or with the
+// first failure, and leaves nothing.
+func (p *pathTracer) session(ctx context.Context) (err error) {
+	fl, err := p.flavour(ctx)
+	if err != nil {
+		return err
+	}
+	s := &pathSession{p: p, flavour: fl}
+	s.frames.wake = make(chan struct{}, 1)
+	if fl == xtables.NFT {
+		s.source = nftSource{nftrace.New(nftrace.Config{OnLoss: s.losses.add})}
+	} else {
+		s.source = legacySource{legacytrace.New(legacytrace.Config{OnLoss: s.losses.add})}
+	}
+	s.joiner = path.New(path.Config{
+		Rules: s.rules.Find, Hook: s.rules.Hook, Device: s.devices.name, Own: selection.Owns,
+		Names: &path.Names{Endpoint: s.endpoint},
+		Emit:  func(j path.Joined) { s.ready = append(s.ready, j) },
+	})
+	s.sel = selection.New(selection.Config{Tools: p.tools, Flavour: fl, IPv6: p.ipv6()})
+
+	// The source outlives ctx for as long as it takes to end in order.
+	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, reading := errgroup.WithContext(reading)
+	listening := make(chan struct{})
+	g.Go(guard(func() error {
+		return s.source.Run(reading, sync.OnceFunc(func() { close(listening) }), s.frames.put)
+	}))
+	select {
+	case <-listening:
+	case <-reading.Done():
+		return g.Wait()
+	}
+	p.tracer.paths.Store(true)
+	defer p.tracer.paths.Store(false)
+	err = s.setUp(ctx)
+	if err == nil {
+		p.live.Store(s)
+		err = s.loop(ctx, reading)
+	}
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+	defer cancel()
+	err = errors.Join(err, s.tearDown(end))
+	stop()
+	err = errors.Join(err, g.Wait())
+	s.drain()
+	s.joiner.Flush(time.Now())
+	s.deliver(end, true)
+	s.tellLosses()
+	return err
+}
+
+// setUp selects for the followers there are.
+func (s *pathSession) setUp(ctx context.Context) error {
+	if s.flavour == xtables.Legacy {
+		for _, name := range s.nfLogs() {
+			if err := s.p.owner.set(name, "nfnetlink_log"); err != nil {
+				return fmt.Errorf("%w: TRACE of iptables-legacy reports through it", err)
+			}
+		}
+	}
+	if err := s.load(ctx); err != nil {
+		return err
+	}
+	return s.choose(ctx)
+}
+
+// nfLogs are the sysctls that send legacy traces to nfnetlink_log.
+func (s *pathSession) nfLogs() []string {
+	names := []string{"net/netfilter/nf_log/2"}
+	if s.p.ipv6() {
+		names = append(names, "net/netfilter/nf_log/10")
+	}
+	return names
+}
+
+// tearDown undoes all that setUp did. What the kernel sent until then is read.
+func (s *pathSession) tearDown(ctx context.Context) error {
+	err := s.sel.Stop()
+	for end := time.Now().Add(pathEnd); time.Now().Before(end); {
+		s.drain()
+		s.joiner.Advance(time.Now())
+		s.deliver(ctx, false)
+		time.Sleep(pathTick)
+	}
+	err = errors.Join(err, s.sel.Close(ctx))
+	if s.flavour == xtables.Legacy {
+		for _, name := range s.nfLogs() {
+			err = errors.Join(err, s.p.owner.reset(name))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("node: what was set up to trace paths could not be removed, run kptrace cleanup: %w", err)
+	}
+	return nil
+}
+
+// choose makes the kernel trace what the followers want.
+func (s *pathSession) choose(ctx context.Context) error {
+	asks := s.p.askers()
+	if len(asks) == 0 {
+		return nil
+	}
+	if len(s.p.views()) == 0 {
+		s.p.tell(asks, errNoRules)
+		return nil
+	}
+	w := s.p.want(asks)
+	if err := s.sel.Set(ctx, w); err != nil {
+		return err
+	}
+	s.entries.Store(int64(len(w.To)))
+	s.packets.Store(int64(w.Packets))
+	s.p.tell(asks, nil)
+	return nil
+}
+
+// load reads the rules that are live.
+func (s *pathSession) load(ctx context.Context) error {
+	g, err := path.Load(ctx, path.LoadConfig{Tools: s.p.tools, Flavour: s.flavour, IPv6: s.p.ipv6()})
+	if err != nil {
+		return err
+	}
+	s.rules.Add(g)
+	return nil
+}
+
+// loop joins until nobody asks.
+func (s *pathSession) loop(ctx, reading context.Context) error {
+	tick := time.NewTicker(pathTick)
+	defer tick.Stop()
+	refresh := time.NewTicker(pathRefresh)
+	defer refresh.Stop()
+	loaded := make(chan error, 1)
+	loading, lastLoad := false, time.Now()
+	s.newView()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-reading.Done():
+			return nil // its error is told by who waits for it
+		case <-s.p.changed:
+			if len(s.p.askers()) == 0 {
+				return nil
+			}
+			if err := s.choose(ctx); err != nil && ctx.Err() == nil {
+				return err
+			}
+		case <-refresh.C:
+			if err := s.choose(ctx); err != nil && ctx.Err() == nil {
+				return err
+			}
+		case <-s.frames.wake:
+			s.drain()
+		case err := <-loaded:
+			loading = false
+			if err != nil && ctx.Err() == nil {
+				s.p.logger.Warn("rules on paths may lack their text", "err", err)
+			}
+		case now := <-tick.C:
+			s.drain()
+			s.joiner.Advance(now)
+			s.deliver(ctx, false)
+			s.tellLosses()
+			if changed := s.newView(); (changed || s.rules.Stale()) && !loading && now.Sub(lastLoad) > reloadLeast {
+				loading, lastLoad = true, now
+				go func() { loaded <- s.load(ctx) }()
+				if changed {
+					if err := s.choose(ctx); err != nil && ctx.Err() == nil {
+						return err
+					}
+				}
+			} else if changed {
+				s.view = nil // look again when it is time
+			}
+		}
+	}
+}
+
+// newView reports whether another generation of intent has been programmed.
+func (s *pathSession) newView() bool {
+	for _, v := range s.p.views() {
+		if v.Done.IsZero() {
+			continue
+		}
+		if v != s.view {
+			s.view = v
+			return true
+		}
+		return false
+	}
+	return false
+}
+
+// drain joins what has been read.
+func (s *pathSession) drain() {
+	for _, f := range s.frames.take() {
+		s.hits = s.source.hits().DecodeHits(f, s.hits[:0])
+		for i := range s.hits {
+			s.joiner.Hit(&s.hits[i], f.Time)
+		}
+	}
+	if n := s.frames.lost(); n > 0 {
+		now := time.Now().UnixNano()
+		s.losses.add(trace.Loss{Source: s.source.ID(), From: now - int64(reportDelay), To: now, Events: n, Where: "queue"})
+	}
+	stats := s.joiner.Stats()
+	s.joined.Store(&stats)
+}
+
+// deliver gives paths to their flows. One that has none yet is kept for a while.
+func (s *pathSession) deliver(ctx context.Context, last bool) {
+	if len(s.ready) == 0 {
+		return
+	}
+	var left []path.Joined
+	now := time.Now().UnixNano()
+	err := s.p.tracer.do(ctx, func(c *correlate.Correlator) {
+		for i := range s.ready {
+			j := &s.ready[i]
+			switch {
+			case c.Path(&j.Path, &j.Packet):
+			case !last && now-j.At < int64(pathLate):
+				left = append(left, *j)
+			default:
+				s.stray.Add(1)
+			}
+		}
+	})
+	if err != nil && len(s.ready) < 1<<16 && !last {
+		return // the correlator is busy or starting again
+	}
+	s.ready = left
+}
+
+// tellLosses passes on what was lost. Decisions do not depend on it, so the
+// correlator need not know.
+func (s *pathSession) tellLosses() {
+	for _, l := range s.losses.take() {
+		s.joiner.Lost(l)
+		s.p.tracer.losses.count(l)
+		s.p.tracer.ring.PublishLoss(l)
+	}
+}
+
+func (s *pathSession) stats() []trace.SourceStats { return []trace.SourceStats{s.source.Stats()} }
+
+func (s *pathSession) status() string {
+	j := s.joined.Load()
+	if j == nil {
+		j = &path.Stats{}
+	}
+	packets := "all packets"
+	if n := s.packets.Load(); n > 0 {
+		packets = fmt.Sprintf("the first %d of each direction", n)
+	}
+	return fmt.Sprintf("traced by TRACE of iptables-%s for %d followers: %s, to %d addresses; %d seen, %d of them incomplete",
+		s.flavour, len(s.p.askers()), packets, s.entries.Load(), j.Paths, j.Incomplete)
+}
+
+// endpoint names the pod at an address.
+func (s *pathSession) endpoint(ep netip.AddrPort) string {
+	views := s.p.views()
+	if len(views) == 0 {
+		return ""
+	}
+	return views[0].Snapshot.Pods[ep.Addr()].Name
+}
+
+// devices remembers the names of interfaces.
+type devices struct {
+	names map[uint32]string
+	read  time.Time
+}
+
+func (d *devices) name(index uint32) string {
+	if n, ok := d.names[index]; ok {
+		return n
+	}
+	if time.Since(d.read) < time.Second {
+		return ""
+	}
+	d.read = time.Now()
+	list, err := net.Interfaces()
+	if err != nil {
+		return ""
+	}
+	d.names = make(map[uint32]string, len(list))
+	for i := range list {
+		d.names[uint32(list[i].Index)] = list[i].Name
+	}
+	return d.names[index]
+}
+
+// frameQueue holds frames between who reads and who joins. put never waits.
+type frameQueue struct {
+	wake chan struct{}
+
+	mu      sync.Mutex // guards what follows
+	frames  []trace.Frame
+	bytes   int
+	dropped uint64
+}
+
+func (q *frameQueue) put(f trace.Frame) {
+	f.Data = bytes.Clone(f.Data)
+	q.mu.Lock()
+	if q.bytes+len(f.Data) > pathQueue {
+		q.dropped += messages(f.Data)
+	} else {
+		q.frames = append(q.frames, f)
+		q.bytes += len(f.Data)
+	}
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// messages counts netlink messages.
+func messages(data []byte) (n uint64) {
+	for m := nfnl.NewMessages(data); m.Next(); {
+		n++
+	}
+	return n
+}
+
+func (q *frameQueue) take() []trace.Frame {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	f := q.frames
+	q.frames, q.bytes = nil, 0
+	return f
+}
+
+func (q *frameQueue) lost() uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := q.dropped
+	q.dropped = 0
+	return n
+}
