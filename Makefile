@@ -46,8 +46,8 @@ lint: ## golangci-lint, pinned; the first run builds it
 bench: deps ## every benchmark, one package after the other
 	@$(ENV) go test -run '^$$' -bench . -benchmem $(if $(BENCH_SHORT),-benchtime 1x) -timeout 20m -p 1 ./...
 
-bench-sync: deps ## full and small syncs at 1,000 and 5,000 Services beside their floor, as root, about 8 min; QUICK=1 sees that it works
-	@$(ENV) go run ./proxy/iptables/benchsync $(if $(QUICK),-quick)
+bench-sync: deps build ## syncs at 1,000 and 5,000 Services beside their floor and upstream, as root, about 12 min; QUICK=1 sees that it works
+	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go run ./test/benchsync $(if $(QUICK),-quick) $(if $(LOCK),-lock '$(LOCK)')
 
 fuzz: ## every fuzz target for FUZZTIME
 	@scripts/fuzz.sh

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+// The goals, of 5,000 Services with 10 endpoints each, in seconds and ratios.
+const (
+	goalServices  = 5000
+	goalFull      = 15
+	goalEndpoint  = 0.060
+	goalService   = 0.100
+	goalFloor     = 1.1
+	goalMemory    = 0.7
+	validationWhy = "each rule that is added has the kernel check all rules that packets can reach (nft_table_validate): the same bytes take %s where none can"
+)
+
+func printHead() {
+	fmt.Printf("load %s; full syncs: the best of some, in turn with the floor; small changes: the median of %d\n\n", load(), rounds)
+	fmt.Println("Services x endpoints  flavour  rules    full sync (floor)   one endpoint (floor)  Service added (floor)  removed (floor)       restart    memory   drift seen in")
+}
+
+func (r *result) print() {
+	what := fmt.Sprintf("%d x %d", r.Services, r.Endpoints)
+	if r.NodePorts {
+		what += " NodePort"
+	}
+	if r.Trace {
+		what += " traced"
+	}
+	fmt.Printf("%-21s %-7s %7d  %7s (%7s)   %8s (%7s)     %8s (%7s)     %8s (%7s)   %8s  %5d MiB  %s, %.2f %% CPU\n", what, r.Flavour, r.Rules,
+		show(r.Full), show(r.FloorFull), show(r.Endpoint), show(r.FloorEndpoint), show(r.Add), show(r.FloorAdd), show(r.Remove), show(r.FloorRemove),
+		show(r.Restart), r.Memory>>20, show(r.DriftSeen), 100*r.DriftCPU)
+}
+
+func show(seconds float64) string {
+	if seconds < 1 {
+		return fmt.Sprintf("%.0f ms", 1000*seconds)
+	}
+	return fmt.Sprintf("%.2f s", seconds)
+}
+
+func printBesideHead() {
+	fmt.Println("Services x endpoints  flavour  proxy      full sync    one endpoint  Service added  removed    peak memory")
+}
+
+// printPair prints a line for each of two proxies, and ours divided by theirs.
+func printPair(theirs, ours besideResult) {
+	what := fmt.Sprintf("%d x %d", theirs.Services, theirs.Endpoints)
+	for _, r := range []besideResult{theirs, ours} {
+		full := show(r.Full)
+		if r.Unfinished {
+			full = fmt.Sprintf("> %.0f s", r.Full)
+		}
+		fmt.Printf("%-21s %-8s %-9s  %-11s  %-12s  %-13s  %-9s  %d MiB\n", what, r.Flavour, r.Proxy, full, maybe(r.Endpoint), maybe(r.Add), maybe(r.Remove), r.Memory>>20)
+		what = ""
+	}
+	less := ""
+	if theirs.Unfinished {
+		less = "< "
+	}
+	fmt.Printf("%-21s %-8s %-9s  %-11s  %-12s  %-13s  %-9s  %.2f\n", "", "", "ratio", less+ratio(ours.Full, theirs.Full),
+		ratio(ours.Endpoint, theirs.Endpoint), ratio(ours.Add, theirs.Add), ratio(ours.Remove, theirs.Remove), float64(ours.Memory)/float64(theirs.Memory))
+}
+
+func maybe(seconds float64) string {
+	if seconds == 0 {
+		return "-"
+	}
+	return show(seconds)
+}
+
+func ratio(a, b float64) string {
+	if a == 0 || b == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", a/b)
+}
+
+// printGoals says of each goal whether it is met.
+func printGoals(all []result, pairs [][]besideResult) {
+	fmt.Printf("\ngoals, with 5,000 Services (load now %s):\n", load())
+	say := func(met bool, format string, args ...any) {
+		word := "met   "
+		if !met {
+			word = "missed"
+		}
+		fmt.Printf("  %s  %s\n", word, fmt.Sprintf(format, args...))
+	}
+	for _, r := range all {
+		if r.Services != goalServices || r.Trace || r.NodePorts {
+			continue
+		}
+		if r.Flavour == "legacy" {
+			say(r.Full <= goalFloor*r.FloorFull, "legacy, full sync: %.2f of the floor, goal %.1f", r.Full/r.FloorFull, goalFloor)
+			say(r.Endpoint <= goalFloor*r.FloorEndpoint, "legacy, one endpoint: %.2f of the floor, goal %.1f", r.Endpoint/r.FloorEndpoint, goalFloor)
+			continue
+		}
+		say(r.Full <= goalFull, "nft, full sync: %s, goal %d s", show(r.Full), goalFull)
+		why := fmt.Sprintf(validationWhy, show(r.Unhooked))
+		for _, g := range []struct {
+			what              string
+			took, goal, floor float64
+		}{
+			{"one endpoint", r.Endpoint, goalEndpoint, r.FloorEndpoint}, {"Service added", r.Add, goalService, r.FloorAdd},
+			{"Service removed", r.Remove, goalService, r.FloorRemove},
+		} {
+			text := fmt.Sprintf("nft, %s: %s, goal %s", g.what, show(g.took), show(g.goal))
+			if g.took > g.goal {
+				text += fmt.Sprintf("; %.2f of the floor", g.took/g.floor)
+				if g.what != "Service removed" {
+					text += "; " + why
+				}
+			}
+			say(g.took <= g.goal, "%s", text)
+		}
+	}
+	for _, p := range pairs {
+		if p[0].Services != goalServices {
+			continue
+		}
+		share := float64(p[1].Memory) / float64(p[0].Memory)
+		say(share <= goalMemory, "memory at %d Services, %s: %.2f of upstream's, goal %.1f", p[0].Services, p[0].Flavour, share, goalMemory)
+	}
+}
+
+// load is how many processes want to run, over a minute.
+func load() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	one, _, _ := strings.Cut(string(b), " ")
+	return one
+}
