@@ -103,9 +103,12 @@ func (n *node) serve(ctx context.Context, g *errgroup.Group) {
 		})
 	}
 	if c.Metrics != "" {
-		mux := metricsMux(c, string(n.cfg.Backend.Mode()), n.metrics.Handler())
+		s := metricsServer{
+			HTTPConfig: c, mode: string(n.cfg.Backend.Mode()), version: n.cfg.Version, started: n.started,
+			metrics: n.metrics.Handler(), slis: n.metrics.SLIs(), checked: n.metrics.Checked,
+		}
 		g.Go(func() error {
-			return n.serveHTTP(ctx, whatMetrics, c.Metrics, mux)
+			return n.serveHTTP(ctx, whatMetrics, c.Metrics, s.mux())
 		})
 	}
 }

@@ -24,10 +24,28 @@ type HTTPConfig struct {
 	Profiling bool
 	// Configz is the body of /configz, a JSON object.
 	Configz []byte
+	// Flags are those of the process and their values, for /flagz.
+	Flags map[string]string
+	// Verbosity sets the log level, as flag -v does, for /debug/flags/v; nil
+	// means it cannot be set.
+	Verbosity func(level int)
 }
 
-// metricsMux has what kube-proxy serves at its metrics address.
-func metricsMux(cfg HTTPConfig, mode string, metrics http.Handler) *http.ServeMux {
+// emulated is the release of kube-proxy whose behaviour this is.
+const emulated = "1.36"
+
+// metricsServer is what the answers at kube-proxy's metrics address are made of.
+type metricsServer struct {
+	HTTPConfig
+	mode, version string
+	started       time.Time
+	metrics, slis http.Handler
+	// checked is told of each check that /healthz makes.
+	checked func(name, kind string, ok bool)
+}
+
+// mux has what kube-proxy serves at its metrics address.
+func (s *metricsServer) mux() *http.ServeMux {
 	mux := http.NewServeMux()
 	text := func(body string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
@@ -36,21 +54,43 @@ func metricsMux(cfg HTTPConfig, mode string, metrics http.Handler) *http.ServeMu
 			fmt.Fprint(w, body)
 		}
 	}
-	mux.Handle("/metrics", metrics)
-	mux.Handle("/proxyMode", text(mode))
-	mux.Handle("/healthz", text("ok"))
+	mux.Handle("/metrics", s.metrics)
+	mux.Handle("/metrics/slis", s.slis)
+	mux.Handle("/proxyMode", text(s.mode))
+	mux.HandleFunc("/healthz", s.healthz)
+	mux.Handle("/healthz/ping", text("ok"))
 	mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(cfg.Configz)
+		_, _ = w.Write(s.Configz)
 	})
-	if cfg.Profiling {
+	paths := []string{"/configz", "/flagz", "/healthz", "/metrics", "/proxyMode"}
+	if s.Profiling {
+		if s.Verbosity != nil {
+			mux.Handle("/debug/flags/v", verbosity(s.Verbosity))
+		}
 		mux.HandleFunc("/debug/pprof/", pprof.Index)
-		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+		// Not the command line, which may hold secrets: kube-proxy dropped it.
+		mux.HandleFunc("/debug/pprof/cmdline", http.NotFound)
 		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	}
+	mux.Handle("/flagz", flagz(s.Flags))
+	mux.Handle("/statusz", statusz(s.version, emulated, s.started, paths))
 	return mux
+}
+
+// healthz answers that the process answers: its one check. What the proxy does
+// is at the address of Config.HTTP.Healthz.
+func (s *metricsServer) healthz(w http.ResponseWriter, r *http.Request) {
+	s.checked("ping", "healthz", true)
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if _, verbose := r.URL.Query()["verbose"]; verbose {
+		fmt.Fprint(w, "[+]ping ok\nhealthz check passed\n")
+		return
+	}
+	fmt.Fprint(w, "ok")
 }
 
 // server answers HTTP at one address.

@@ -131,20 +131,14 @@ func prefixes(list []string) []netip.Prefix {
 // writeConfig writes the configuration for --write-config-to, in full: the
 // modes stand there as they are used.
 func writeConfig(path string, c *config.Config) error {
-	if c.Mode == "" {
-		c.Mode = config.ModeIPTables
-	}
-	if c.DetectLocalMode == "" {
-		c.DetectLocalMode = config.LocalClusterCIDR
-	}
-	b, err := config.Encode(c)
+	b, err := config.Encode(config.Effective(c))
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(path, b, 0o644)
 }
 
-func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {
+func newLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: level}
 	if format == "json" {
 		return slog.New(slog.NewJSONHandler(w, opts))

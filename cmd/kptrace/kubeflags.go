@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+	logsapi "k8s.io/component-base/logs/api/v1"
 
 	"github.com/kptrace/kptrace/proxy/kube/config"
 )
@@ -19,6 +20,7 @@ type kubeFlags struct {
 
 	file, writeTo             string
 	cleanup, initOnly         bool
+	version                   string
 	hostname, master          string
 	mode, localMode           string
 	healthzPort, metricsPort  int
@@ -37,6 +39,8 @@ func (k *kubeFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&k.writeTo, "write-config-to", "", "write the configuration with its defaults to this file and exit")
 	fl.BoolVar(&k.cleanup, "cleanup", false, "remove everything kptrace proxy left on this node and exit, as kptrace cleanup does")
 	fl.BoolVar(&k.initOnly, "init-only", false, "make the settings that need full root and exit; later runs need CAP_NET_ADMIN only")
+	fl.StringVar(&k.version, "version", "false", "print the version and exit")
+	fl.Lookup("version").NoOptDefVal = "true"
 	fl.StringVar(&k.hostname, "node", "", "name of this node (default: the host's name)")
 	fl.StringVar(&k.hostname, "hostname-override", "", "the same as --node; counts beside --config")
 	fl.StringVar(&k.mode, "mode", "iptables", "how to program the kernel: iptables; ipvs and userspace fall back to it")
@@ -105,6 +109,14 @@ func (k *kubeFlags) addIdle(fl *pflag.FlagSet) {
 	fl.DurationVar(&c.IPVS.UDPTimeout.Duration, "ipvs-udp-timeout", 0, "")
 	fl.StringSliceVar(&k.vmodule, "vmodule", nil, "")
 	fl.StringVar(&k.flushPeriod, "log-flush-frequency", "5s", "")
+	for name, value := range map[string]string{
+		"log-text-info-buffer-size": "0", "log-json-info-buffer-size": "0",
+		"boot-id-file": "/proc/sys/kernel/random/boot_id", "machine-id-file": "/etc/machine-id,/var/lib/dbus/machine-id",
+	} {
+		fl.String(name, value, "")
+	}
+	fl.Bool("log-text-split-stream", false, "")
+	fl.Bool("log-json-split-stream", false, "")
 	for _, name := range idleFlags() {
 		_ = fl.MarkHidden(name)
 	}
@@ -116,6 +128,8 @@ func idleFlags() []string {
 		"bind-address", "feature-gates", "show-hidden-metrics-for-version", "config-sync-period",
 		"ipvs-sync-period", "ipvs-min-sync-period", "ipvs-scheduler", "ipvs-exclude-cidrs", "ipvs-strict-arp",
 		"ipvs-tcp-timeout", "ipvs-tcpfin-timeout", "ipvs-udp-timeout", "vmodule", "log-flush-frequency",
+		"log-text-info-buffer-size", "log-json-info-buffer-size", "log-text-split-stream", "log-json-split-stream",
+		"boot-id-file", "machine-id-file",
 	}
 }
 
@@ -140,7 +154,8 @@ func flagOf() map[string]string {
 
 // besideConfig are the flags that count beside --config.
 func besideConfig() []string {
-	return []string{"hostname-override", "node", "v", "vmodule", "logging-format", "log-flush-frequency", "master"}
+	return []string{"hostname-override", "node", "v", "vmodule", "logging-format", "log-flush-frequency", "master",
+		"log-text-info-buffer-size", "log-json-info-buffer-size", "log-text-split-stream", "log-json-split-stream"}
 }
 
 // resolve returns the configuration: that of the file, if there is one, else
@@ -167,6 +182,7 @@ func (k *kubeFlags) resolve() (cfg *config.Config, raw []byte, said []string, er
 	if k.verbosity == 0 {
 		k.verbosity = int(cfg.Logging.Verbosity)
 	}
+	cfg.Logging.Verbosity = logsapi.VerbosityLevel(k.verbosity)
 	if k.hostname != "" {
 		cfg.HostnameOverride = k.hostname
 	}
@@ -241,9 +257,19 @@ func (k *kubeFlags) ignored() []string {
 	return said
 }
 
+// values are all flags of the process and their values.
+func (k *kubeFlags) values() map[string]string {
+	values := map[string]string{}
+	k.set.VisitAll(func(f *pflag.Flag) { values[f.Name] = f.Value.String() })
+	return values
+}
+
 // level is the least level that is logged.
-func (k *kubeFlags) level(verbose bool) slog.Level {
-	if verbose || k.verbosity >= 4 {
+func (k *kubeFlags) level(verbose bool) slog.Level { return levelOf(k.verbosity, verbose) }
+
+// levelOf is the least level that is logged at kube-proxy's verbosity n.
+func levelOf(n int, verbose bool) slog.Level {
+	if verbose || n >= 4 {
 		return slog.LevelDebug
 	}
 	return slog.LevelInfo

@@ -56,7 +56,7 @@ func conntrackMax(perCore, least, cpus int) int {
 
 // http says what is served where.
 func (k *kubeFlags) http(cfg *config.Config, dropIn bool) (node.HTTPConfig, error) {
-	h := node.HTTPConfig{HardFail: cfg.BindAddressHardFail, Profiling: cfg.EnableProfiling}
+	h := node.HTTPConfig{HardFail: cfg.BindAddressHardFail, Profiling: cfg.EnableProfiling, Flags: k.values()}
 	if dropIn || k.set.Changed("healthz-bind-address") {
 		h.Healthz = cfg.HealthzBindAddress
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"sync/atomic"
@@ -99,6 +100,9 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 		return usageErr(err)
 	}
 	switch {
+	case f.kube.version != "false":
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), versionLine())
+		return err
 	case f.kube.writeTo != "":
 		return writeConfig(f.kube.writeTo, kcfg)
 	case f.kube.cleanup:
@@ -119,7 +123,9 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	if err != nil {
 		return usageErr(err)
 	}
-	logger := newLogger(cmd.ErrOrStderr(), kcfg.Logging.Format, f.kube.level(f.verbose))
+	level := new(slog.LevelVar)
+	level.Set(f.kube.level(f.verbose))
+	logger := newLogger(cmd.ErrOrStderr(), kcfg.Logging.Format, level)
 	for _, s := range said {
 		logger.Warn(s)
 	}
@@ -134,6 +140,7 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 		return err
 	}
 	nodeCfg.Name, nodeCfg.Wanted, nodeCfg.Fallback = name, wanted, fallback
+	nodeCfg.HTTP.Verbosity = func(n int) { level.Set(levelOf(n, f.verbose)) }
 	if f.kube.initOnly {
 		return node.Init(nodeCfg)
 	}

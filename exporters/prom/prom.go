@@ -19,6 +19,7 @@ type Exporter struct {
 	lives    *prometheus.CounterVec
 	flows    *flows
 	arenas   arenas
+	slis     *sliMetrics
 
 	mu       sync.Mutex
 	asked    *proxy.Snapshot // the newest that was asked for
@@ -34,7 +35,7 @@ type Exporter struct {
 
 // New returns an Exporter that nobody has scraped.
 func New(cfg Config) *Exporter {
-	e := &Exporter{cfg: cfg, registry: prometheus.NewRegistry(), sync: newSyncMetrics(cfg.Families), flows: newFlows(cfg)}
+	e := &Exporter{cfg: cfg, registry: prometheus.NewRegistry(), sync: newSyncMetrics(cfg.Families), flows: newFlows(cfg), slis: newSLIMetrics(cfg.Started)}
 	e.probes = newCounter("proxy_healthz_total", "Cumulative proxy healthz HTTP status", "code")
 	e.lives = newCounter("proxy_livez_total", "Cumulative proxy livez HTTP status", "code")
 	for _, code := range []string{"200", "503"} {

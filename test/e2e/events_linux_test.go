@@ -27,6 +27,8 @@ func TestEvents(t *testing.T) {
 	o.add("first", "http:80", "a", externalIPs(1))
 	o.add("second", "http:80", "a", externalIPs(1))
 	o.create(t, c.client)
+	createNode(t, c.client, "node2")
+	createNode(t, c.client, "node3")
 	first := newNode(t, c)
 	_, out := runKptrace(t, c, first, xtables.NFT)
 	eventually(t, "Events", func() error {

@@ -137,7 +137,7 @@ func (o *objects) create(t *testing.T, client kubernetes.Interface) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	createNode(t, client)
+	createNode(t, client, nodeName)
 	o.write(t, client)
 }
 
@@ -168,11 +168,11 @@ func createService(ctx context.Context, client kubernetes.Interface, s *corev1.S
 	return err
 }
 
-func createNode(t *testing.T, client kubernetes.Interface) {
+func createNode(t *testing.T, client kubernetes.Interface, name string) {
 	t.Helper()
 	n := &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: nodeName, Labels: map[string]string{
-			corev1.LabelHostname: nodeName, corev1.LabelTopologyZone: nodeZone,
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{
+			corev1.LabelHostname: name, corev1.LabelTopologyZone: nodeZone,
 		}},
 		Spec: corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24", "fd00:244:0:1::/64"}},
 	}

@@ -20,12 +20,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Default()
-	// kube-proxy writes these two as it uses them.
-	c.Mode, c.DetectLocalMode = ModeIPTables, LocalClusterCIDR
-	// And leaves out what the other modes would use.
-	c.IPVS.SyncPeriod.Duration, c.NFTables.SyncPeriod.Duration, c.NFTables.MinSyncPeriod.Duration = 0, 0, 0
-	got, err := Encode(c)
+	got, err := Encode(Effective(Default()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/kube-proxy/config/v1alpha1"
@@ -46,6 +47,35 @@ func decode(data []byte, strictness serializer.CodecFactoryOptionsMutator) (*Con
 	return cfg, nil
 }
 
+// Effective returns a configuration as kube-proxy uses it and shows it: the modes
+// that are meant by an empty value stand there, and the periods of modes that
+// are not used do not.
+func Effective(cfg *Config) *Config {
+	out := cfg.DeepCopy()
+	if out.Mode == "" {
+		out.Mode = ModeIPTables
+	}
+	if out.DetectLocalMode == "" {
+		out.DetectLocalMode = LocalClusterCIDR
+	}
+	used := out.Mode
+	if used == ModeUserspace { // the file has no section of its own for it
+		used = ModeIPTables
+	}
+	for mode, periods := range map[v1alpha1.ProxyMode][]*metav1.Duration{
+		ModeIPTables: {&out.IPTables.SyncPeriod, &out.IPTables.MinSyncPeriod},
+		ModeIPVS:     {&out.IPVS.SyncPeriod, &out.IPVS.MinSyncPeriod},
+		ModeNFTables: {&out.NFTables.SyncPeriod, &out.NFTables.MinSyncPeriod},
+	} {
+		for _, p := range periods {
+			if mode != used {
+				p.Duration = 0
+			}
+		}
+	}
+	return out
+}
+
 // Encode writes a configuration as YAML, with its kind.
 func Encode(cfg *Config) ([]byte, error) {
 	b, err := yaml.Marshal(named(cfg))
@@ -57,7 +87,7 @@ func Encode(cfg *Config) ([]byte, error) {
 
 // Configz is the body that kube-proxy serves at /configz.
 func Configz(cfg *Config) ([]byte, error) {
-	b, err := json.Marshal(map[string]any{v1alpha1.GroupName: named(cfg)})
+	b, err := json.Marshal(map[string]any{v1alpha1.GroupName: named(Effective(cfg))})
 	if err != nil {
 		return nil, fmt.Errorf("proxy/kube/config: encoding: %w", err)
 	}
