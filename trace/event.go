@@ -104,11 +104,13 @@ const (
 	// KindTemplate of one persistence template: see IPVSSample.
 	KindServer
 	KindTemplate
+	// KindState is a sample of one connection in the table of IPVS.
+	KindState
 )
 
 var eventKinds = [...]string{
 	"none", "pick", "miss", "reject", "drop", "syn", "synack", "fin", "rst", "icmp", "reply",
-	"new", "destroy", "entry", "gone", "try-failed", "connected", "relay-end", "server", "template",
+	"new", "destroy", "entry", "gone", "try-failed", "connected", "relay-end", "server", "template", "state",
 }
 
 // String returns the kind in lower case.
@@ -163,9 +165,10 @@ type Event struct {
 	Tuple conntrack.Tuple
 	// Reply is an entry's reply tuple; zero for packets.
 	Reply conntrack.Tuple
-	// IPVS is what a KindServer or KindTemplate says. Their Tuples lead to the
-	// virtual server: from the server, or from the client with port 0. A
-	// template's Reply leads from its server to the client.
+	// IPVS is what a KindServer, KindTemplate or KindState says. Their Tuples
+	// lead to the virtual server: from the server, or from the client (port 0
+	// for a template). The Reply of the latter leads from the server to the
+	// client.
 	IPVS IPVSSample
 
 	// The packet: TCP sequence and acknowledgement numbers, skb mark (0 where
@@ -234,6 +237,38 @@ func (f Forwarding) String() string {
 	return ""
 }
 
+// IPVSState is the state of a connection in the table of IPVS, which sees
+// only the half of a connection that passes it, and times out by it.
+type IPVSState uint8
+
+// ipvsStates are the states of all protocols (ip_vs_proto_tcp.c, _udp.c and
+// _sctp.c); the first is none.
+var ipvsStates = [...]string{
+	"", "NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE", "CLOSE_WAIT",
+	"LAST_ACK", "LISTEN", "SYNACK", "UDP", "INIT1", "INIT", "COOKIE_SENT", "COOKIE_REPLIED", "COOKIE_WAIT",
+	"COOKIE", "COOKIE_ECHOED", "SHUTDOWN_SENT", "SHUTDOWN_RECEIVED", "SHUTDOWN_ACK_SENT", "REJECTED", "CLOSED",
+	"ASSURED", "ERR!",
+}
+
+// ParseIPVSState reads a state as the kernel prints it; zero is one that is not
+// known.
+func ParseIPVSState(word []byte) IPVSState {
+	for i, name := range ipvsStates {
+		if i > 0 && name == string(word) {
+			return IPVSState(i)
+		}
+	}
+	return 0
+}
+
+// String returns the state as the kernel prints it, empty if it is not known.
+func (s IPVSState) String() string {
+	if int(s) < len(ipvsStates) {
+		return ipvsStates[s]
+	}
+	return ""
+}
+
 // IPVSSample is what the kernel said of a server, or of a client's template, at
 // the time of the Event. It may be seconds old when it is used.
 type IPVSSample struct {
@@ -243,6 +278,7 @@ type IPVSSample struct {
 	Weight           uint32
 	// Method is how the server gets its packets, one of the Forward words.
 	Method Forwarding
-	// Left is how long a template still holds, in seconds.
-	Left uint32
+	// Left is how long a template or connection still lasts, in seconds.
+	Left  uint32
+	State IPVSState
 }

@@ -37,6 +37,9 @@ type Flow struct {
 	Reason Reason
 	// Ended is set once the outcome is final. Bytes may still be corrected.
 	Ended bool
+	// IPVSState is the connection's state in the table of IPVS, as of the last
+	// sample that held it; zero in other modes.
+	IPVSState IPVSState
 	// Completed is set in exactly one revision of a Flow, the one that Ended
 	// it: whoever counts or exports each connection once acts on that one.
 	Completed bool

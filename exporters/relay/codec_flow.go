@@ -22,7 +22,7 @@ func flowToPB(f *trace.Flow) *Flow {
 		Out: countersToPB(f.Out), In: countersToPB(f.In), Counted: f.Counted,
 		Paths: each(f.Paths, ref(pathToPB)), Evidence: uint32(f.Evidence), Missing: f.Missing,
 		Incomplete: f.Incomplete, Existing: f.Existing,
-		Completed: f.Completed, Carried: each(f.Carried, ref(carriedToPB)), CarriedMore: f.CarriedMore,
+		Completed: f.Completed, Carried: each(f.Carried, ref(carriedToPB)), CarriedMore: f.CarriedMore, IpvsState: uint32(f.IPVSState),
 	}
 }
 
@@ -42,7 +42,7 @@ func flowFromPB(f *Flow) *trace.Flow {
 		Out: countersFromPB(f.GetOut()), In: countersFromPB(f.GetIn()), Counted: f.GetCounted(),
 		Paths: each(f.GetPaths(), pathFromPB), Evidence: trace.Evidence(f.GetEvidence()), Missing: f.GetMissing(),
 		Incomplete: f.GetIncomplete(), Existing: f.GetExisting(),
-		Completed: f.GetCompleted(), Carried: each(f.GetCarried(), carriedFromPB), CarriedMore: f.GetCarriedMore(),
+		Completed: f.GetCompleted(), Carried: each(f.GetCarried(), carriedFromPB), CarriedMore: f.GetCarriedMore(), IPVSState: trace.IPVSState(f.GetIpvsState()),
 	}
 }
 

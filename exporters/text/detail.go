@@ -67,6 +67,9 @@ func Detail(w io.Writer, f *trace.Flow, now time.Time, loc *time.Location) error
 	if f.CTID != 0 {
 		line("", "id %d", f.CTID)
 	}
+	if f.IPVSState != 0 {
+		line("ipvs", "state %s, as last sampled", f.IPVSState)
+	}
 	line("evidence", "%s", strings.Join(f.Evidence.Names(), ", "))
 	if f.Incomplete {
 		line("", "events were lost while it lasted: something may be missing here")

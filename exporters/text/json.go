@@ -90,6 +90,8 @@ type DecisionJSON struct {
 	Load *LoadJSON `json:"load,omitempty"`
 	// Forwarding is how IPVS sends packets to the backend.
 	Forwarding string `json:"forwarding,omitempty"`
+	// IPVSState is the connection's state in the table of IPVS when last seen.
+	IPVSState string `json:"ipvsState,omitempty"`
 }
 
 // LoadJSON is a sample of the servers of an IPVS virtual server.
@@ -161,7 +163,7 @@ func ToJSON(f *trace.Flow) FlowJSON {
 		Decision: DecisionJSON{
 			Known: d.Known, Note: d.Note, Mode: d.Mode, Algorithm: d.Algorithm, Candidates: d.Candidates,
 			Excluded: ExcludedJSON(d.Excluded), Affinity: d.Affinity, Policy: d.Policy, Masquerade: d.Masquerade,
-			Forwarding: d.Forwarding.String(),
+			Forwarding: d.Forwarding.String(), IPVSState: f.IPVSState.String(),
 		},
 		Attempts: make([]AttemptJSON, 0, len(f.Attempts)),
 		Outcome:  f.Outcome, Reason: f.Reason,

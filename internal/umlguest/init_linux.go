@@ -34,7 +34,8 @@ const (
 // live and end here. Call it first of all in main or TestMain, before flags
 // are parsed or goroutines started. It calls netns.Init.
 func Init() {
-	if os.Args[0] == loader {
+	// The kernel calls it by its path, others by its name.
+	if os.Args[0] == loader || os.Args[0] == filepath.Base(loader) && Inside() {
 		os.Exit(modprobe(os.Args[1:]))
 	}
 	initSandbox()

@@ -100,6 +100,9 @@ func everything(args []string) int {
 			fail("%v", err)
 		}
 	}
+	if _, err := exec.Run(context.Background(), exec.Spec{Path: "modprobe", Args: []string{"-va", "ip_vs", "rtnl-link-ifb"}}); err != nil {
+		fail("%v", err)
+	}
 	if _, err := exec.Run(context.Background(), exec.Spec{Path: "ipset", Args: strings.Fields("create x hash:ip,port,ip timeout 5")}); err != nil {
 		fail("%v", err)
 	}

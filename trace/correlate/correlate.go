@@ -69,6 +69,8 @@ func (c *Correlator) Handle(e *trace.Event) {
 		c.ipvs.server(e)
 	case trace.KindTemplate:
 		c.ipvs.template(e)
+	case trace.KindState:
+		c.state(e)
 	case trace.KindSyn, trace.KindSynAck, trace.KindFin, trace.KindRst, trace.KindICMP, trace.KindReply:
 		if virtual(e) {
 			c.addressed(e)

@@ -218,6 +218,18 @@ func (c *Correlator) judgePersistence(f *trace.Flow, e *trace.Event, w *walked) 
 	c.affinity.touch(k, endpoint, e.Time)
 }
 
+// state notes what IPVS makes of a connection. Most samples say nothing new.
+func (c *Correlator) state(e *trace.Event) {
+	r := latest(c.find(e.Tuple))
+	if r == nil || r.phase >= ended || r.f.IPVSState == e.IPVS.State || r.f.Backend.Addr != e.Reply.Src() {
+		return
+	}
+	f := c.edit(r)
+	f.IPVSState, f.Evidence = e.IPVS.State, f.Evidence.With(e.Source)
+	c.later(r)
+	c.arm(r)
+}
+
 func templateKey(t conntrack.Tuple) conntrack.Tuple {
 	return conntrack.NewTuple(t.Proto(), netip.AddrPortFrom(t.Src().Addr(), 0), t.Dst())
 }

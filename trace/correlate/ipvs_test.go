@@ -199,6 +199,32 @@ func TestIPVSPersistence(t *testing.T) {
 	connect("10.244.1.6", ep2, trace.AffinityHit, 4*time.Second)
 }
 
+// The table of IPVS is told of while the connection lasts.
+func TestIPVSState(t *testing.T) {
+	l := inIPVS(newLab(t, nil), "rr")
+	k := l.conn(foo, pod, ep1)
+	k.vip().ipvs().new()
+	k.synack()
+	state := func(ep netip.AddrPort, word string) {
+		l.c.Handle(&trace.Event{Kind: trace.KindState, Source: trace.IPVS, Time: l.now, Tuple: k.orig(),
+			Reply: conntrack.NewTuple(conntrack.TCP, ep, k.src), IPVS: trace.IPVSSample{State: trace.ParseIPVSState([]byte(word))}})
+		l.wait(2 * time.Second)
+	}
+	for range 3 {
+		state(ep1, "ESTABLISHED")
+	}
+	state(ep2, "SYN_RECV") // of an entry before
+	n := len(l.updates)
+	f := l.only()
+	if f.IPVSState.String() != "ESTABLISHED" || !f.Evidence.Has(trace.IPVS) {
+		t.Errorf("state %q, evidence %v", f.IPVSState, f.Evidence.Names())
+	}
+	state(ep1, "ESTABLISHED")
+	if len(l.updates) != n {
+		t.Errorf("a sample that says nothing new makes an update")
+	}
+}
+
 // What a scheduler looks at is shown, as old as it is.
 func TestIPVSLoad(t *testing.T) {
 	l := inIPVS(newLab(t, nil), "lc")
