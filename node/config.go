@@ -24,6 +24,9 @@ type Config struct {
 	// Backend programs the kernel. If it can say beforehand why it can't, or
 	// which variant it chose, it is also a Preflighter.
 	Backend proxy.Backend
+	// Others removes what other modes may have left. It is asked once, when
+	// the first sync has succeeded. Nil removes nothing.
+	Others Cleaner
 	// State calls emit with Snapshots until ctx ends. It fails only if there
 	// is nothing to start from.
 	State func(ctx context.Context, emit func(*proxy.Snapshot)) error
@@ -90,6 +93,11 @@ type Sysctl struct {
 	// Optional goes on without it where this namespace may not change it, as
 	// with settings that belong to the whole machine.
 	Optional bool
+}
+
+// Cleaner removes what was left on a node.
+type Cleaner interface {
+	Cleanup(context.Context) error
 }
 
 // Preflighter is a Backend that can tell before its first Apply whether it can

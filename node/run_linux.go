@@ -175,6 +175,13 @@ func (n *node) run(ctx context.Context) error {
 			n.syncer.Set(s)
 		})
 	})
+	if r, ok := n.cfg.Backend.(proxy.Relay); ok {
+		g.Go(func() error { return r.Run(ctx) })
+	}
+	g.Go(func() error {
+		n.removeOthers(ctx)
+		return nil
+	})
 	n.serve(ctx, g)
 	return g.Wait()
 }
@@ -226,11 +233,11 @@ func Init(cfg Config) error {
 }
 
 // Cleanup undoes what a node that is gone left in this network namespace.
-func Cleanup(ctx context.Context, backend proxy.Backend, stateDir string) error {
+func Cleanup(ctx context.Context, rules Cleaner, stateDir string) error {
 	own, err := own(stateDir)
 	if err != nil {
 		return err
 	}
 	defer own.release()
-	return errors.Join(backend.Cleanup(ctx), undoPaths(ctx), own.restore())
+	return errors.Join(rules.Cleanup(ctx), undoPaths(ctx), own.restore())
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/kptrace/kptrace/trace/correlate"
 	"github.com/kptrace/kptrace/trace/source/ctevent"
 	"github.com/kptrace/kptrace/trace/source/nflog"
+	"github.com/kptrace/kptrace/trace/source/userspace"
 )
 
 const (
@@ -129,7 +130,13 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 		Paths:          t.paths.Load,
 		MasqueradeMark: t.cfg.MasqueradeMark, MaxFlows: maxFlows, Hold: hold,
 	})
-	t.live.Store(&session{sources: []trace.Source{log, ct}, stats: c.Stats})
+	sources := []trace.Source{log, ct}
+	var relayed *userspace.Source
+	if r, ok := t.cfg.Backend.(proxy.Relay); ok {
+		relayed = userspace.New(userspace.Config{Relay: r, Lookup: t.lookup, OnLoss: t.losses.add})
+		sources = append(sources, relayed)
+	}
+	t.live.Store(&session{sources: sources, stats: c.Stats})
 
 	g, ctx := errgroup.WithContext(ctx)
 	var listening sync.WaitGroup
@@ -143,6 +150,9 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 	}
 	start(log, log.Decoder())
 	start(ct, ct.Decoder())
+	if relayed != nil {
+		start(relayed, relayed.Decoder())
+	}
 	g.Go(guard(func() error { return t.correlate(ctx, c) }))
 	g.Go(guard(func() error {
 		listening.Wait()

@@ -58,6 +58,27 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
+// removeOthers removes what other modes left, once the rules of this one are
+// there, so that Services are served at any moment.
+func (n *node) removeOthers(ctx context.Context) {
+	if n.cfg.Others == nil {
+		return
+	}
+	for ctx.Err() == nil {
+		synced := n.syncer.Synced()
+		if v := n.view(); v != nil && v.Err == nil {
+			if err := n.cfg.Others.Cleanup(ctx); err != nil && ctx.Err() == nil {
+				n.cfg.Logger.Warn("rules of another mode may be left; kptrace cleanup removes them", "err", err)
+			}
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-synced:
+		}
+	}
+}
+
 // reconcile moves UDP clients on whenever endpoints changed, until ctx ends.
 func (n *node) reconcile(ctx context.Context) {
 	for ctx.Err() == nil {
@@ -83,7 +104,7 @@ func (n *node) reconcileTable(ctx context.Context) error {
 	for ctx.Err() == nil {
 		synced := n.syncer.Synced()
 		if v := n.view(); v != nil {
-			if err := r.Reconcile(ctx, v.Snapshot.UDPFrontends()); err != nil && ctx.Err() == nil {
+			if err := r.Reconcile(ctx, n.udpFrontends(v.Snapshot)); err != nil && ctx.Err() == nil {
 				n.cfg.Logger.Warn("not all UDP clients could be moved on; trying again", "in", upkeepAgain, "err", err)
 				again.Reset(upkeepAgain)
 			}
@@ -98,6 +119,14 @@ func (n *node) reconcileTable(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// udpFrontends are where the kernel leads UDP clients in this mode.
+func (n *node) udpFrontends(s *proxy.Snapshot) conntrack.Frontends {
+	if r, ok := n.cfg.Backend.(proxy.Relay); ok {
+		return r.UDPFrontends(s)
+	}
+	return s.UDPFrontends()
 }
 
 // localAddrs tells the addresses of this network namespace.

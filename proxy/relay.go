@@ -83,10 +83,12 @@ type RelayEvent struct {
 	FromNode bool
 	// Tag stands for Service and endpoint, as Program.Index knows them.
 	Tag Tag
-	// Affinity is "none", "hit", "new", "expired" or "reset", Age how long
-	// ago the client was seen before (for hit and expired). For RelayPick.
+	// Affinity is "none", "hit", "new", "expired" or "reset". For RelayPick.
 	Affinity string
-	Age      time.Duration
+	// Age is how long ago the client was seen before, for a RelayPick with
+	// affinity hit or expired, and how long nothing went through, for a
+	// RelayClosed of UDP.
+	Age time.Duration
 	// Upstream is the client as the endpoint sees it. For RelayConnected.
 	Upstream netip.AddrPort
 	Failure  RelayFailure

@@ -11,7 +11,6 @@ import (
 
 	"github.com/kptrace/kptrace/exporters/relay"
 	"github.com/kptrace/kptrace/node"
-	"github.com/kptrace/kptrace/proxy/iptables"
 )
 
 func newCleanupCmd() *cobra.Command {
@@ -20,7 +19,7 @@ func newCleanupCmd() *cobra.Command {
 		Use:   "cleanup",
 		Short: "Remove everything kptrace proxy left on this node, and nothing else",
 		Long: `Remove everything kptrace proxy left in this network namespace, and nothing else:
-the chains it writes (KUBE-* of kube-proxy and KPTRACE) with the jumps to them,
+the chains it writes in any mode (KUBE-* of kube-proxy and KPTRACE) with the jumps to them,
 and set back the sysctls it changed, if they are still as it made them. Chains
 that kubelet shares stay. Doing it twice does no harm.`,
 		Example: `  # After kill -9, or after SIGTERM, which leaves the rules on purpose
@@ -43,8 +42,7 @@ func cleanup(cmd *cobra.Command, flavour, socket string) error {
 	if err := checkFlavour(flavour); err != nil {
 		return usageErr(err)
 	}
-	backend := iptables.NewDual(iptables.Config{Flavour: flavour})
-	if err := node.Cleanup(cmd.Context(), backend, filepath.Dir(socket)); err != nil {
+	if err := node.Cleanup(cmd.Context(), allModes(flavour, ""), filepath.Dir(socket)); err != nil {
 		return err
 	}
 	if err := removeDead(socket); err != nil {

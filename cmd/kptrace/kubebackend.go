@@ -21,13 +21,21 @@ func chooseMode(text string, mayFallBack bool) (wanted proxy.Mode, fallback stri
 		return proxy.IPTables, "", nil
 	}
 	wanted, err = proxy.ParseMode(text)
-	if err != nil || wanted == proxy.IPTables {
+	if err != nil || wanted == proxy.IPTables || wanted == proxy.Userspace {
 		return wanted, "", err
 	}
 	if !mayFallBack {
-		return "", "", fmt.Errorf("mode %q is not in this release: use iptables", wanted)
+		return "", "", fmt.Errorf("mode %q is not in this release: use iptables or userspace", wanted)
 	}
 	return wanted, "it is not in this release", nil
+}
+
+// mode is the mode that runs: the wanted one, unless it falls back.
+func mode(wanted proxy.Mode, fallback string) proxy.Mode {
+	if fallback != "" {
+		return proxy.IPTables
+	}
+	return wanted
 }
 
 // backendConfig says what is programmed. The configuration is valid.

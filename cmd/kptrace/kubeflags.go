@@ -43,7 +43,7 @@ func (k *kubeFlags) add(fl *pflag.FlagSet) {
 	fl.Lookup("version").NoOptDefVal = "true"
 	fl.StringVar(&k.hostname, "node", "", "name of this node (default: the host's name)")
 	fl.StringVar(&k.hostname, "hostname-override", "", "the same as --node; counts beside --config")
-	fl.StringVar(&k.mode, "mode", "iptables", "how to program the kernel: iptables; ipvs and userspace fall back to it")
+	fl.StringVar(&k.mode, "mode", "iptables", "how Services are made to work: iptables or userspace; ipvs falls back to iptables")
 	fl.StringVar(&k.mode, "proxy-mode", "iptables", "the same as --mode")
 
 	fl.StringVar(&c.ClientConnection.Kubeconfig, "kubeconfig", "", "file that says how to reach the API server")

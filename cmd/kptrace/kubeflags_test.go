@@ -183,7 +183,7 @@ func TestChooseMode(t *testing.T) {
 		bad    bool
 	}{
 		{"", true, proxy.IPTables, false, false}, {"iptables", false, proxy.IPTables, false, false},
-		{"ipvs", true, proxy.IPVS, true, false}, {"userspace", true, proxy.Userspace, true, false},
+		{"ipvs", true, proxy.IPVS, true, false}, {"userspace", true, proxy.Userspace, false, false},
 		{"ipvs", false, "", false, true}, {config.ModeNFTables, true, "", false, true},
 	} {
 		wanted, why, err := chooseMode(tt.text, tt.may)

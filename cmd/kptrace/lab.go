@@ -56,7 +56,7 @@ type labFlags struct {
 func (f *labFlags) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringVar(&f.name, "name", "", "name of the lab, to have several at once")
-	fl.StringVar(&f.mode, "mode", "iptables", "how the nodes' proxies program the kernel: iptables")
+	fl.StringVar(&f.mode, "mode", "iptables", "how the nodes' proxies make Services work: iptables or userspace")
 	fl.StringVar(&f.flavour, "iptables-flavour", "auto", "auto, nft or legacy")
 	fl.BoolVar(&f.guest, "guest", false, "run in a guest kernel (user-mode Linux) even where this one would do: to compare modes on one kernel")
 	fl.BoolVar(&f.kernelTimeouts, "kernel-timeouts", false, "keep the kernel's conntrack timeouts instead of short ones")
@@ -69,8 +69,8 @@ func (f *labFlags) check() error {
 	if err != nil {
 		return usageErr(err)
 	}
-	if mode != proxy.IPTables {
-		return usageErr(fmt.Errorf("mode %q is not in this release: use iptables", mode))
+	if mode == proxy.IPVS {
+		return usageErr(fmt.Errorf("mode %q is not in this release: use iptables or userspace", mode))
 	}
 	if err := checkFlavour(f.flavour); err != nil {
 		return usageErr(err)

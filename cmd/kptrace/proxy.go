@@ -19,12 +19,14 @@ import (
 	"github.com/kptrace/kptrace/proxy/iptables"
 	"github.com/kptrace/kptrace/proxy/kube/apiserver"
 	"github.com/kptrace/kptrace/proxy/kube/config"
+	"github.com/kptrace/kptrace/proxy/userspace"
 )
 
 // proxyFlags are the flags of kptrace proxy and, in part, of cleanup.
 type proxyFlags struct {
 	manifests, flavour string
 	kube               kubeFlags
+	relay              relayFlags
 	modeFallback       bool
 	takeOver           bool
 	trace              bool
@@ -55,12 +57,19 @@ What it changes on the node: chains named KUBE-* and KPTRACE in iptables (mangle
 nat, filter), and the sysctls that kptrace status lists. SIGTERM leaves the
 rules, as kube-proxy does, so that a restart interrupts nothing; Ctrl-C removes
 them and sets the sysctls back, if they are still as kptrace made them. After
-kill -9, the next start takes over, or kptrace cleanup undoes it by hand.`,
+kill -9, the next start takes over, or kptrace cleanup undoes it by hand.
+
+In userspace mode this process accepts connections and dials the pods itself,
+so it tries the next pod where one does not answer; its rules lead to its own
+ports and go whenever it ends. A start in one mode removes the rules of others.`,
 		Example: `  # Program Services from a folder, trace, and serve kptrace follow
   kptrace proxy --manifests ./state --node node1
 
   # The same from an API server, on a node of its cluster
   kptrace proxy --kubeconfig /var/lib/kube-proxy/kubeconfig.conf
+
+  # Try the next pod when one does not answer, and show each try in follow
+  kptrace proxy --manifests ./state --node node1 --mode userspace
 
   # What would it program? Needs no root, works on any OS
   kptrace proxy --manifests ./state --node node1 --dry-run
@@ -73,6 +82,7 @@ kill -9, the next start takes over, or kptrace cleanup undoes it by hand.`,
 	fl := cmd.Flags()
 	fl.StringVar(&f.manifests, "manifests", "", "folder of Kubernetes YAML to take state from, instead of an API server")
 	f.kube.add(fl)
+	f.relay.add(fl)
 	fl.BoolVar(&f.modeFallback, "mode-fallback", true, "where the wanted mode cannot run, use iptables and say so; false refuses")
 	addBackendFlags(cmd, &f)
 	fl.BoolVar(&f.takeOver, "take-over", false, "start although KUBE-* rules are live in the other iptables flavour, and remove them")
@@ -144,13 +154,22 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	if f.kube.initOnly {
 		return node.Init(nodeCfg)
 	}
-	if f.dropIn() && !f.dryRun {
+	if f.dropIn() && !f.dryRun && mode(wanted, fallback) == proxy.IPTables {
 		err := iptables.EnsureCounters()
 		if cfg.Counters = err == nil; err != nil {
 			logger.Info("two metrics stay absent: the kernel gives no packet counters", "err", err)
 		}
 	}
-	backend := iptables.NewDual(cfg)
+	var backend proxy.Backend = iptables.NewDual(cfg)
+	if runs := mode(wanted, fallback); runs == proxy.Userspace {
+		ucfg, err := f.relay.config(kcfg, &cfg, logger)
+		if err != nil {
+			return usageErr(err)
+		}
+		backend = userspace.New(ucfg)
+		nodeCfg.NoLocalhost = true // the proxy itself is dialled there
+	}
+	nodeCfg.Others = allModes(f.flavour, backend.Mode())
 	state, err := openState(f.manifests, apiserver.Config{
 		Kubeconfig: kcfg.ClientConnection.Kubeconfig, Master: f.kube.master, NodeName: name, Logger: logger,
 		QPS: kcfg.ClientConnection.QPS, Burst: int(kcfg.ClientConnection.Burst), ContentType: kcfg.ClientConnection.ContentType,
@@ -183,7 +202,11 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 		}
 	}()
 	nodeCfg.Backend, nodeCfg.State, nodeCfg.StateFrom, nodeCfg.StateNotes = backend, state.run, state.from, state.notes
-	nodeCfg.Undo = func() bool { return f.undo == "always" || f.undo == "auto" && interrupted.Load() }
+	nodeCfg.Undo = func() bool {
+		// In userspace mode rules lead to ports of this process, which may be
+		// another's soon: they are worse than none.
+		return f.undo == "always" || f.undo == "auto" && (interrupted.Load() || backend.Mode() == proxy.Userspace)
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	if state.events != nil {
 		nodeCfg.Events = state.events.Record

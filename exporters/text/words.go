@@ -55,6 +55,8 @@ func Why(f *trace.Flow) string {
 	case "", "no":
 	case "marked":
 		parts = append(parts, "masqueraded")
+	case "relay":
+		parts = append(parts, "relayed by the proxy")
 	default:
 		parts = append(parts, "masqueraded ("+d.Masquerade+")")
 	}

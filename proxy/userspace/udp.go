@@ -176,6 +176,8 @@ type session struct {
 	stopped bool
 
 	out, in atomic.Uint64
+	// used is when the last datagram went through, in nanoseconds.
+	used atomic.Int64
 }
 
 func (u *udpServer) newSession(k sessionKey) *session {
@@ -251,7 +253,6 @@ func (s *session) connect(network string, payload []byte) error {
 	}
 	raw, err := up.SyscallConn()
 	if err == nil {
-		_ = up.SetReadDeadline(time.Now().Add(b.cfg.UDPTimeout))
 		_, err = up.Write(payload)
 	}
 	if err != nil {
@@ -259,6 +260,7 @@ func (s *session) connect(network string, payload []byte) error {
 		return err
 	}
 	s.up, s.raw = up, raw
+	s.alive()
 	return nil
 }
 
@@ -286,7 +288,7 @@ func (s *session) forward(payload []byte) bool {
 		return false
 	}
 	s.first = nil
-	_ = s.up.SetReadDeadline(time.Now().Add(s.u.l.b.cfg.UDPTimeout))
+	s.alive()
 	if _, err := s.up.Write(payload); errors.Is(err, syscall.ECONNREFUSED) {
 		_, _ = s.up.Write(payload) // the error was of a datagram before
 	}
@@ -331,7 +333,17 @@ func (s *session) serve() {
 	b.stats.out.Add(s.out.Load())
 	b.stats.in.Add(s.in.Load())
 	b.give(1)
-	s.tell(&proxy.RelayEvent{Kind: proxy.RelayClosed, End: s.end, Out: s.out.Load(), In: s.in.Load()})
+	s.tell(&proxy.RelayEvent{
+		Kind: proxy.RelayClosed, End: s.end, Out: s.out.Load(), In: s.in.Load(),
+		Age: time.Since(time.Unix(0, s.used.Load())),
+	})
+}
+
+// alive puts the end of the session off.
+func (s *session) alive() {
+	now := time.Now()
+	s.used.Store(now.UnixNano())
+	_ = s.up.SetReadDeadline(now.Add(s.u.l.b.cfg.UDPTimeout))
 }
 
 // answers passes answers to the client until there is an error, and says what
@@ -360,7 +372,7 @@ func (s *session) answers() proxy.RelayEnd {
 			s.mu.Unlock()
 			s.tell(&proxy.RelayEvent{Kind: proxy.RelayConnected, Upstream: upstream})
 		}
-		_ = s.up.SetReadDeadline(time.Now().Add(b.cfg.UDPTimeout))
+		s.alive()
 		if err := u.send(buf[:n], s.key.client, s.key.local); err != nil {
 			b.stats.dropped.Add(1)
 		}

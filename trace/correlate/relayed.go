@@ -120,9 +120,7 @@ func (c *Correlator) relayOver(r *rec, f *trace.Flow, e *trace.Event) {
 	if !r.tcp() {
 		// Its entry outlives the session, and may serve the next one.
 		r.destroyed = true
-		if outcome == trace.Closed {
-			r.idleSince()
-		}
+		r.endAt -= int64(e.Relayed.Age)
 	}
 	c.end(r, outcome, why, "")
 }
