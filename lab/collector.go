@@ -59,16 +59,14 @@ func (c *Collector) Evidence(cluster *Cluster, snap *proxy.Snapshot) Evidence {
 		Cluster: cluster, Snapshot: snap, Reports: append([]Report(nil), c.reports...),
 		Lost: map[string]uint64{trace.NFLog.String(): 0, trace.Conntrack.String(): 0},
 	}
-	for _, f := range e.Flows {
-		for _, source := range f.Evidence.Names() {
-			e.Lost[source] += 0
-		}
-	}
 	for source, n := range c.lost {
 		e.Lost[source] += n
 	}
 	for _, f := range c.flows {
 		e.Flows = append(e.Flows, f)
+		for _, source := range f.Evidence.Names() {
+			e.Lost[source] += 0
+		}
 	}
 	return e
 }

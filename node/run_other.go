@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/trace/check"
 )
 
@@ -23,4 +22,4 @@ func Inspect(context.Context) (*check.State, []string, error) { return nil, nil,
 func Init(Config) error { return errLinux }
 
 // Cleanup fails: only Linux has netfilter.
-func Cleanup(context.Context, proxy.Backend, string) error { return errLinux }
+func Cleanup(context.Context, Cleaner, string) error { return errLinux }
