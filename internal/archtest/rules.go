@@ -47,7 +47,7 @@ func Kptrace() Rules {
 			},
 			{
 				Imports: []string{"google.golang.org/grpc", "google.golang.org/protobuf", "google.golang.org/genproto"},
-				Folders: []string{"exporters/relay", "cmd"},
+				Folders: []string{"exporters/relay", "exporters/otlp", "cmd"},
 			},
 			{
 				Imports: []string{
