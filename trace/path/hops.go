@@ -64,6 +64,10 @@ func (b *builder) hit(h *seen) {
 	if h.Kind == trace.HopEnd && h.base {
 		return // its policy follows
 	}
+	found := b.j.cfg.Rules(&h.RuleHit)
+	if found.Rule != nil && b.j.cfg.Own(h.Table, found.Rule.Target) || h.Target != "" && b.j.cfg.Own(h.Table, h.Target) {
+		return // the way to the tracer's own chain
+	}
 	hop := trace.Hop{
 		Kind: h.Kind, Hook: h.hook, Table: h.Table, Chain: h.Chain, Rule: h.Number, Handle: h.Handle,
 		Verdict: h.Verdict, Target: h.Target, Mark: h.Mark, Source: h.Source,
@@ -72,7 +76,6 @@ func (b *builder) hit(h *seen) {
 	if h.KernelTime {
 		hop.Time = time.Unix(0, h.Time).UTC()
 	}
-	found := b.j.cfg.Rules(&h.RuleHit)
 	switch h.Kind {
 	case trace.HopRule:
 		b.rule(&hop, &found)
