@@ -1,6 +1,7 @@
 #!/bin/sh
 # Sets up what kptrace needs from outside Go: the iptables of both flavours,
-# ipset, and user-mode-linux. Silent and instant when all is there.
+# ipset, user-mode-linux, and Prometheus with promtool. Silent and instant when
+# all is there.
 #
 #	scripts/deps.sh          what the demo and the tests need
 #	scripts/deps.sh protoc   what `make generate` needs
@@ -184,6 +185,13 @@ protoc)
 	case $(uname -m) in
 	x86_64 | i?86) provided $kptrace_guest || provide user-mode-linux ;;
 	esac
+	# Unpacked, never installed: its package would start a server.
+	# shellcheck disable=SC2086 # a list of words
+	provided $kptrace_monitor || {
+		kptrace_has apt-get || die "missing: $kptrace_monitor. Install Prometheus and try again."
+		say "unpacking prometheus into $kptrace_cache/tools"
+		unpack_packages prometheus
+	}
 	# shellcheck source=scripts/env.sh
 	. scripts/env.sh
 	namespaces_allowed

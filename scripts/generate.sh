@@ -1,11 +1,15 @@
 #!/bin/sh
-# Generates the Go code of the .proto files, beside them. The generators are
-# the ones scripts/tools/proto pins; protoc is Debian's.
+# Generates the dashboards, docs/metrics.md, and the Go code of the .proto
+# files, beside them. The generators of the latter are the ones scripts/tools/proto
+# pins; protoc is Debian's.
 set -eu
 cd "$(dirname "$0")/.."
 scripts/deps.sh protoc
 # shellcheck source=scripts/env.sh
 . scripts/env.sh
+
+go run ./dashboards/generate dashboards
+UPDATE_GOLDEN=1 go test -count=1 -run TestDocs ./exporters/prom >/dev/null
 
 bin=$(mktemp -d)
 trap 'rm -rf "$bin"' EXIT

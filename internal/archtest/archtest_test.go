@@ -112,6 +112,7 @@ func TestMutations(t *testing.T) {
 		{name: "sigs in lab", file: "lab/x.go", imports: `"sigs.k8s.io/yaml"`, want: "home is proxy/kube"},
 		{name: "prometheus in proxy", file: "proxy/x.go", imports: `"github.com/prometheus/client_golang/prometheus"`, want: "home is exporters/prom"},
 		{name: "prometheus in cmd", file: "cmd/m/x.go", imports: `"github.com/prometheus/client_golang/prometheus/promhttp"`, want: "home is exporters/prom"},
+		{name: "grafana in the binary", file: "dashboards/x.go", imports: `"github.com/grafana/grafana-foundation-sdk/go/dashboard"`, want: "home is dashboards/generate"},
 		{name: "otel in trace", file: "trace/x.go", imports: `"go.opentelemetry.io/otel/trace"`, want: "home is exporters/otlp"},
 		{name: "grpc in node", file: "node/x.go", imports: `"google.golang.org/grpc"`, want: "home is exporters/relay"},
 		{name: "protobuf in trace", file: "trace/x.go", imports: `"google.golang.org/protobuf/proto"`, want: "home is exporters/relay"},

@@ -42,6 +42,10 @@ func Kptrace() Rules {
 				Folders: []string{"exporters/prom"},
 			},
 			{
+				Imports: []string{"github.com/grafana/grafana-foundation-sdk"},
+				Folders: []string{"dashboards/generate"},
+			},
+			{
 				Imports: []string{"go.opentelemetry.io"},
 				Folders: []string{"exporters/otlp"},
 			},
