@@ -124,7 +124,9 @@ func (t *tracer) run(ctx context.Context, ready func()) {
 func (t *tracer) once(ctx context.Context, ready func()) error {
 	log := nflog.New(nflog.Config{Group: t.cfg.NFLogGroup, Lookup: t.lookup, OnLoss: t.losses.add})
 	ct := ctevent.New(ctevent.Config{OnLoss: t.losses.add})
+	asked := newInquirer(t.views, t.do)
 	c := correlate.New(correlate.Config{
+		Inquire: asked.ask,
 		Node: t.cfg.Name, Views: t.views, Emit: t.emit, Ask: t.ask,
 		Watched:        func() bool { return t.watchers.Load() > 0 },
 		Paths:          t.paths.Load,
@@ -154,6 +156,7 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 		start(relayed, relayed.Decoder())
 	}
 	g.Go(guard(func() error { return t.correlate(ctx, c) }))
+	g.Go(guard(func() error { return asked.run(ctx) }))
 	g.Go(guard(func() error {
 		listening.Wait()
 		ready()

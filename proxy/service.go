@@ -66,6 +66,10 @@ type Service struct {
 	// Endpoints holds every endpoint of the port, usable or not, in the order
 	// of their addresses as text; Select picks.
 	Endpoints []Endpoint
+	// OtherPorts are the names and protocols of ports that the Service's slices
+	// have endpoints for ("web/TCP"), where they have none for this one: for
+	// saying why.
+	OtherPorts []string
 }
 
 // Is6 reports whether the Service is of the IPv6 family.

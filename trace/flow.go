@@ -35,14 +35,9 @@ type Flow struct {
 	Outcome Outcome
 	// Reason is a stable code for what went wrong, empty where nothing did.
 	Reason Reason
-	// Ended is set once the outcome is final. Bytes may still be corrected.
-	Ended bool
-	// IPVSState is the connection's state in the table of IPVS, as of the last
-	// sample that held it; zero in other modes.
-	IPVSState IPVSState
-	// Completed is set in exactly one revision of a Flow, the one that Ended
-	// it: whoever counts or exports each connection once acts on that one.
-	Completed bool
+	// Cause is what of the Reason is this connection's own: the rule that dropped
+	// it, how long the endpoint was gone. Empty where there is nothing to add.
+	Cause string
 	// Established is from the first SYN to the SYN-ACK as the node saw them,
 	// and Duration from the first SYN to the first FIN or RST; for UDP from
 	// the first datagram to the first reply, and to the last packet known.
@@ -50,18 +45,26 @@ type Flow struct {
 	Established, Duration time.Duration
 	// Out and In are valid only if Counted.
 	Out, In conntrack.Counters
-	Counted bool
 
 	// Paths are the ways of its first packets, in the order of their arrival,
 	// where somebody asked for them; see PathRequest.
-	Paths    []Path
-	Evidence Evidence
+	Paths []Path
 	// Missing says which evidence the outcome would need, for Unknown.
-	Missing string
+	Missing  string
+	Evidence Evidence
 	// Incomplete is set where a Loss overlaps the flow.
 	Incomplete bool
+	// IPVSState is the connection's state in the table of IPVS, as of the last
+	// sample that held it; zero in other modes.
+	IPVSState IPVSState
 	// Existing marks a connection older than kptrace.
 	Existing bool
+	Counted  bool
+	// Ended is set once the outcome is final. Bytes may still be corrected.
+	Ended bool
+	// Completed is set in exactly one revision of a Flow, the one that Ended
+	// it: whoever counts or exports each connection once acts on that one.
+	Completed bool
 
 	// Carried are the first requests, at most MaxCarried, that named the span
 	// which sent them; none unless looking for them is switched on. CarriedMore
@@ -193,24 +196,6 @@ func (o Outcome) Failed() bool {
 	}
 	return false
 }
-
-// Reason is a stable code for a failure.
-type Reason string
-
-// The reasons this release can tell.
-const (
-	NoReason         Reason = ""
-	EndpointRefused  Reason = "endpoint-refused"
-	Unreachable      Reason = "unreachable"
-	SynUnanswered    Reason = "syn-unanswered"
-	NoReply          Reason = "no-reply"
-	ResetByEndpoint  Reason = "reset-by-endpoint"
-	ResetByClient    Reason = "reset-by-client"
-	NoEndpoints      Reason = "no-endpoints"
-	NoLocalEndpoints Reason = "no-local-endpoints"
-	// ProxyStopped: the userspace proxy ended, and with it what it relayed.
-	ProxyStopped Reason = "proxy-stopped"
-)
 
 // Attempt is one try to reach one endpoint.
 type Attempt struct {

@@ -2349,6 +2349,7 @@ type Flow struct {
 	Carried       []*Carried             `protobuf:"bytes,28,rep,name=carried,proto3" json:"carried,omitempty"`
 	CarriedMore   uint32                 `protobuf:"varint,29,opt,name=carried_more,json=carriedMore,proto3" json:"carried_more,omitempty"`
 	IpvsState     uint32                 `protobuf:"varint,30,opt,name=ipvs_state,json=ipvsState,proto3" json:"ipvs_state,omitempty"`
+	Cause         string                 `protobuf:"bytes,31,opt,name=cause,proto3" json:"cause,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2584,6 +2585,13 @@ func (x *Flow) GetIpvsState() uint32 {
 		return x.IpvsState
 	}
 	return 0
+}
+
+func (x *Flow) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
 }
 
 // Carried is a request that named the span which sent it.
@@ -3656,7 +3664,7 @@ const file_relay_proto_rawDesc = "" +
 	"\x06Change\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\tR\x06before\x12\x14\n" +
-	"\x05after\x18\x03 \x01(\tR\x05after\"\xca\a\n" +
+	"\x05after\x18\x03 \x01(\tR\x05after\"\xe0\a\n" +
 	"\x04Flow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\rR\brevision\x12\x14\n" +
@@ -3690,7 +3698,8 @@ const file_relay_proto_rawDesc = "" +
 	"\acarried\x18\x1c \x03(\v2\x13.kptrace.v1.CarriedR\acarried\x12!\n" +
 	"\fcarried_more\x18\x1d \x01(\rR\vcarriedMore\x12\x1d\n" +
 	"\n" +
-	"ipvs_state\x18\x1e \x01(\rR\tipvsStateJ\x04\b\x15\x10\x16\"g\n" +
+	"ipvs_state\x18\x1e \x01(\rR\tipvsState\x12\x14\n" +
+	"\x05cause\x18\x1f \x01(\tR\x05causeJ\x04\b\x15\x10\x16\"g\n" +
 	"\aCarried\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x19\n" +
 	"\btrace_id\x18\x02 \x01(\fR\atraceId\x12\x17\n" +

@@ -23,6 +23,11 @@ func Detail(w io.Writer, f *trace.Flow, now time.Time, loc *time.Location) error
 	line("began", "%s", stamp(f.Start))
 	line("result", "%s", Result(f, now))
 	line("outcome", "%s%s", f.Outcome, paren(string(f.Reason)))
+	line("cause", "%s", f.Cause)
+	if info, ok := f.Reason.Info(); ok {
+		line("meaning", "%s", info.Sentence)
+		line("look at", "%s", info.Next)
+	}
 	if !f.Ended {
 		line("", "not ended")
 	}

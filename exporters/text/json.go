@@ -29,6 +29,7 @@ type FlowJSON struct {
 	Attempts      []AttemptJSON `json:"attempts"`
 	Outcome       trace.Outcome `json:"outcome"`
 	Reason        trace.Reason  `json:"reason"`
+	Cause         string        `json:"cause,omitempty"`
 	EstablishedMs *Millis       `json:"establishedMs"`
 	DurationMs    *Millis       `json:"durationMs"`
 	BytesOut      *uint64       `json:"bytesOut"`
@@ -166,7 +167,7 @@ func ToJSON(f *trace.Flow) FlowJSON {
 			Forwarding: d.Forwarding.String(), IPVSState: f.IPVSState.String(),
 		},
 		Attempts: make([]AttemptJSON, 0, len(f.Attempts)),
-		Outcome:  f.Outcome, Reason: f.Reason,
+		Outcome:  f.Outcome, Reason: f.Reason, Cause: f.Cause,
 		EstablishedMs: millis(f.Established), DurationMs: millis(f.Duration),
 		Evidence: f.Evidence.Names(), Incomplete: f.Incomplete,
 		Revision: f.Revision, Ended: f.Ended, Retried: f.Retried(), Existing: f.Existing, Missing: f.Missing,

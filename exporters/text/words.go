@@ -166,13 +166,62 @@ func excluded(x proxy.Excluded) string {
 }
 
 func reasonWords(r trace.Reason) string {
+	switch r {
+	case trace.DroppedByRule:
+		return "by a rule"
+	case trace.PolicyDrop:
+		return "by the policy of a chain"
+	case trace.SourceRange:
+		return "outside the source ranges"
+	case trace.PortMismatch:
+		return "no endpoints for a port of this name"
+	case trace.EndpointsNotReady:
+		return "no endpoint is ready"
+	}
 	return cmp.Or(strings.ReplaceAll(string(r), "-", " "), "by a rule")
+}
+
+// because says what is known of a failure beside how it looked from outside.
+func because(f *trace.Flow) string {
+	text := ""
+	switch f.Reason {
+	case trace.DroppedByRule, trace.PolicyDrop:
+		text = "dropped on the node " + reasonWords(f.Reason)
+	case trace.NotForwarded:
+		text = "the node does not forward"
+	case trace.NoRoute:
+		text = "the node has no route"
+	case trace.DroppedOnNode:
+		text = "dropped on the node"
+	case trace.ReplyLost:
+		text = "the endpoint answered, the answer was lost"
+	case trace.Hairpin:
+		text = "hairpin without masquerade"
+	case trace.Untranslated:
+		text = "not translated"
+	case trace.IdleExpired:
+		text = "entry expired"
+	case trace.EndpointTerminating:
+		text = "the endpoint is terminating"
+	case trace.EndpointGone:
+		text = "the endpoint has gone"
+	case trace.RulesBehind:
+		text = "rules behind the API"
+	case trace.AffinityDead:
+		text = "kept there by affinity"
+	default:
+		return ""
+	}
+	if f.Cause != "" && f.Reason != trace.AffinityDead {
+		text += ": " + f.Cause
+	}
+	return "; " + text
 }
 
 // Result says in a few words what became of the connection. The time now is
 // for the age of those still open.
 func Result(f *trace.Flow, now time.Time) string {
-	text := outcomeWords(f, now)
+	text := outcomeWords(f, now) + because(f)
 	if f.Incomplete {
 		text += " (events were lost meanwhile)"
 	}

@@ -44,6 +44,7 @@ func (p *part) endpoints(s *proxy.Service, all []*discoveryv1.EndpointSlice) {
 		}
 	}
 	if len(list) == 0 {
+		s.OtherPorts = otherPorts(s, all)
 		return
 	}
 	slices.SortFunc(list, func(a, b keyed) int { return strings.Compare(a.key, b.key) })
@@ -78,6 +79,26 @@ func portOf(s *proxy.Service, slice *discoveryv1.EndpointSlice) (uint16, bool) {
 		}
 	}
 	return 0, false
+}
+
+// otherPorts lists the ports that slices of the family have endpoints for.
+func otherPorts(s *proxy.Service, all []*discoveryv1.EndpointSlice) []string {
+	var names []string
+	for _, slice := range all {
+		if len(slice.Endpoints) == 0 || (slice.AddressType == discoveryv1.AddressTypeIPv6) != s.Is6() {
+			continue
+		}
+		for _, p := range slice.Ports {
+			proto := "TCP"
+			if p.Protocol != nil {
+				proto = string(*p.Protocol)
+			}
+			if name := value(p.Name) + "/" + proto; !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
 }
 
 // endpointAddr returns the address of an endpoint, which is its first one: the

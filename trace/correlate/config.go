@@ -43,6 +43,10 @@ type Config struct {
 	// Ask asks for the entry with this original tuple. The answer comes as an
 	// Event of KindEntry or KindGone. False means not now. Nil is never.
 	Ask func(conntrack.Tuple) bool
+	// Inquire is told of each failed flow whose first packet did not leave the
+	// node, once, and must not call back: who can find out why tells
+	// Correlator.Explain later. Nil is nobody.
+	Inquire func(*trace.Flow)
 	// Hold is how long one source waits for the other; default 150 ms.
 	Hold time.Duration
 	// UnansweredAfter is when a pending flow becomes unanswered; default 1 s.

@@ -88,6 +88,7 @@ func (c *Correlator) emit(r *rec) {
 		}
 		r.f.Incomplete = c.losses.overlap(r.start, to)
 	}
+	c.cause(r)
 	c.show(r)
 	r.dirty = false
 	c.stats.emitted.Add(1)

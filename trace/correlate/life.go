@@ -1,6 +1,7 @@
 package correlate
 
 import (
+	"strings"
 	"time"
 
 	"github.com/kptrace/kptrace/conntrack"
@@ -34,6 +35,7 @@ func (c *Correlator) retransmit(r *rec, e *trace.Event) {
 	a.Retransmits++
 	a.Resent = time.Duration(max(0, e.Time-r.tryBegan()))
 	if r.phase != pending {
+		c.retriedAfterAnswer(r, e)
 		c.later(r)
 		return
 	}
@@ -142,6 +144,7 @@ func (c *Correlator) rst(r *rec, e *trace.Event, fromReply bool) {
 	refusal := !r.answered && (r.isn == 0 || e.TCPAck == 0 || e.TCPAck == r.isn+1)
 	switch {
 	case refusal && fromReply:
+		c.byNode(r, e, trace.DroppedByRule)
 		r.endAt = e.Time
 		last(f).Outcome = tryRefused
 		c.end(r, trace.Refused, trace.EndpointRefused, "")
@@ -176,6 +179,12 @@ func (c *Correlator) icmp(r *rec, e *trace.Event) {
 		return
 	}
 	r.endAt = e.Time
+	switch {
+	case port, strings.HasPrefix(text, "administratively"):
+		c.byNode(r, e, trace.DroppedByRule)
+	case strings.HasPrefix(text, "net unreachable"):
+		c.byNode(r, e, trace.NoRoute)
+	}
 	why := trace.Unreachable
 	a.Outcome = tryUnreachable
 	if port {

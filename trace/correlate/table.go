@@ -51,6 +51,14 @@ type rec struct {
 	finOut, finIn       bool
 	pickExact           bool
 	startUnknown        bool
+	// untranslated says that the entry leads to the Service's own address,
+	// inquired that Config.Inquire was told.
+	untranslated, inquired bool
+	// told is a reason that is known for certain, and settled says that it is
+	// final; lostReplies counts SYNs after the answer.
+	settled     bool
+	lostReplies uint8
+	told        trace.Reason
 
 	isn uint32
 	// Times in nanoseconds; zero is unknown. newTime is set from kernel

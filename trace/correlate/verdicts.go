@@ -35,7 +35,7 @@ func (c *Correlator) holdOver(r *rec) {
 // judge shows a held record without a decision, if it belongs to a Service.
 func (c *Correlator) judge(r *rec) {
 	f := r.f
-	if !c.recognise(f, r.seenTime, f.Reply, r.goneStatus&conntrack.SrcNAT != 0) {
+	if !c.recognise(f, r.seenTime, f.Reply, r.goneStatus&conntrack.SrcNAT != 0) && !c.untranslatedEntry(r) {
 		c.stats.foreign.Add(1)
 		c.remove(r)
 		return
@@ -105,6 +105,12 @@ func (c *Correlator) decideByDestroy(r *rec, forced bool) {
 		case conntrack.TCPClose:
 			last(f).Outcome = tryReset
 			c.end(r, trace.Reset, trace.NoReason, missingRst)
+		case conntrack.TCPEstablished:
+			if !r.goneEarly && !r.f.Incomplete {
+				c.end(r, trace.Closed, trace.IdleExpired, missingFin)
+				return
+			}
+			fallthrough
 		default:
 			missing := missingFin
 			if r.goneEarly {

@@ -1,0 +1,233 @@
+package correlate
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
+)
+
+// cause makes the reason of a failed flow as exact as the evidence allows. What
+// packets and entries say comes first, then what the state says of the endpoint.
+// It never replaces a reason by one that might be wrong.
+func (c *Correlator) cause(r *rec) {
+	f := r.f
+	if !f.Outcome.Failed() {
+		return
+	}
+	switch f.Reason {
+	case trace.NoEndpoints:
+		c.causeOfRefusal(f)
+		return
+	case trace.EndpointRefused, trace.Unreachable, trace.SynUnanswered, trace.NoReply, trace.ResetByEndpoint:
+	default:
+		return
+	}
+	if r.relayed {
+		return // the proxy itself tells
+	}
+	if r.settled { // by whoever was asked
+		f.Reason = r.told
+		return
+	}
+	if !r.untranslated {
+		f.Cause = ""
+	}
+	switch {
+	case r.lostReplies >= 2 && r.endAt == 0:
+		f.Reason = trace.ReplyLost
+	case r.untranslated:
+		f.Reason = trace.Untranslated
+	case f.Reason != trace.ResetByEndpoint && c.selfCalled(f):
+		f.Reason = trace.Hairpin
+	case r.told != trace.NoReason:
+		f.Reason = r.told
+	case c.stayed(r):
+		f.Reason = trace.DroppedOnNode
+	default:
+		c.causeOfEndpoint(r)
+	}
+	if (f.Reason == trace.DroppedOnNode || f.Reason == trace.DroppedByRule) && f.Cause == "" && !r.inquired && c.cfg.Inquire != nil {
+		r.inquired = true
+		c.cfg.Inquire(f)
+	}
+}
+
+// causeOfRefusal tells why a Service has no endpoints.
+func (c *Correlator) causeOfRefusal(f *trace.Flow) {
+	views := c.decider.refresh()
+	if len(views) == 0 {
+		return
+	}
+	s := c.decider.service(views[0], f.Service.Name, f.Service.Addr.Addr().Is6())
+	if s == nil {
+		return
+	}
+	switch {
+	case len(s.Endpoints) == 0 && len(s.OtherPorts) > 0:
+		f.Reason = trace.PortMismatch
+		f.Cause = fmt.Sprintf("the slices have %q", s.OtherPorts)
+	case len(s.Endpoints) > 0:
+		for i := range s.Endpoints {
+			if e := &s.Endpoints[i]; e.Ready || e.Serving {
+				return // there are some by now
+			}
+		}
+		f.Reason = trace.EndpointsNotReady
+		f.Cause = fmt.Sprintf("%d of %d", len(s.Endpoints), len(s.Endpoints))
+	}
+}
+
+// selfCalled reports whether a pod was sent to itself under its own address.
+func (c *Correlator) selfCalled(f *trace.Flow) bool {
+	seen := f.Decision.SourceSeen
+	return f.Backend.Addr.IsValid() && f.Backend.Addr.Addr() == f.Client.Addr.Addr() &&
+		seen.IsValid() && seen.Addr() == f.Client.Addr.Addr() && !c.decider.onNode(f.Client.Addr.Addr())
+}
+
+// stayed reports whether the first packet never left the node: its endpoint was
+// picked, and connection tracking, which confirms a connection when its packet
+// leaves, has no entry for it. A datagram or SYN that waits for a neighbour's
+// address has been confirmed.
+func (c *Correlator) stayed(r *rec) bool {
+	if !r.picked || r.newSeen || r.newArrived != 0 || r.answered || r.existing || r.oldEntries > 0 || r.destroyed ||
+		r.f.Decision.Mode != proxy.IPTables || len(r.f.Attempts) > 1 {
+		return false
+	}
+	if c.now-r.start < int64(c.cfg.UnansweredAfter) {
+		return false // the entry's event may be on its way
+	}
+	return !c.losses.of(trace.Conntrack, r.start, c.now)
+}
+
+// causeOfEndpoint tells what the state knows of the endpoint.
+func (c *Correlator) causeOfEndpoint(r *rec) {
+	f := r.f
+	ep, six := f.Backend.Addr, f.Service.Addr.Addr().Is6()
+	views := c.decider.refresh()
+	if len(views) == 0 || !ep.IsValid() || r.existing {
+		return
+	}
+	e := stateOf(c.decider.service(views[0], f.Service.Name, six), ep)
+	switch {
+	case e == nil:
+		c.causeOfAbsence(r, views)
+	case e.Terminating:
+		f.Reason = trace.EndpointTerminating
+	case f.Decision.Affinity == trace.AffinityHit && f.Reason != trace.ResetByEndpoint:
+		f.Cause = string(f.Reason)
+		f.Reason = trace.AffinityDead
+	}
+}
+
+// causeOfAbsence tells whether an endpoint left before it was picked or after.
+func (c *Correlator) causeOfAbsence(r *rec, views []*proxy.View) {
+	f := r.f
+	ep, six := f.Backend.Addr, f.Service.Addr.Addr().Is6()
+	if r.pickTime == 0 {
+		return
+	}
+	for i := 1; i < len(views); i++ {
+		if stateOf(c.decider.service(views[i], f.Service.Name, six), ep) == nil {
+			continue
+		}
+		left := views[i-1].From.UnixNano() // with this one it was gone
+		if ago := time.Duration(r.pickTime - left); ago > 0 {
+			f.Reason, f.Cause = trace.RulesBehind, fmt.Sprintf("the endpoint left %v before", ago.Round(time.Millisecond))
+		} else {
+			f.Reason, f.Cause = trace.EndpointGone, fmt.Sprintf("the endpoint left %v after the connection began", (-ago).Round(time.Millisecond))
+		}
+		return
+	}
+}
+
+func stateOf(s *proxy.Service, a netip.AddrPort) *proxy.Endpoint {
+	if s == nil {
+		return nil
+	}
+	for i := range s.Endpoints {
+		if s.Endpoints[i].Addr == a {
+			return &s.Endpoints[i]
+		}
+	}
+	return nil
+}
+
+// byNode notes that an answer which refuses was made by the node itself, and not
+// by an endpoint elsewhere.
+func (c *Correlator) byNode(r *rec, e *trace.Event, why trace.Reason) {
+	if r.picked && e.Hook == hookOutput && !c.decider.onNode(r.f.Backend.Addr.Addr()) {
+		r.told = why
+	}
+}
+
+// retriedAfterAnswer notes a SYN after the SYN-ACK. One may have crossed it, two
+// say that the client did not get it.
+func (c *Correlator) retriedAfterAnswer(r *rec, e *trace.Event) {
+	const crossed = int64(500 * time.Millisecond)
+	if !r.tcp() || r.phase != open || r.answerAt == 0 || e.Time-r.answerAt < crossed {
+		return
+	}
+	if r.lostReplies++; r.lostReplies < 2 {
+		return
+	}
+	f := c.edit(r)
+	f.Outcome, f.Reason = trace.Unanswered, trace.ReplyLost
+	r.phase = pending
+	r.stateDue = r.lastSyn + int64(c.cfg.GiveUpAfter)
+}
+
+// untranslatedEntry shows a held entry to an address of a Service that leads to
+// endpoints, and that was not translated to any. It reports whether it is one.
+func (c *Correlator) untranslatedEntry(r *rec) bool {
+	f := r.f
+	if f.Reply != r.orig.Reverse() || r.goneStatus&conntrack.SeenReply != 0 {
+		return false
+	}
+	w, _ := c.decider.at(r.seenTime, r.orig, c.decider.onNode(r.orig.Src().Addr()), func(w *walked) bool { return w.effect == proxy.Forward })
+	if w == nil || w.effect != proxy.Forward || w.decision.Mode != proxy.IPTables {
+		return false
+	}
+	r.untranslated = true
+	f.Client = w.client
+	f.Client.Addr = r.orig.Src()
+	f.Service = trace.ServiceRef{Name: w.service, Addr: r.orig.Dst(), Via: w.via}
+	f.Decision = trace.Decision{Mode: w.decision.Mode, Note: "not translated", Masquerade: "no"}
+	if began := w.view.From; !began.IsZero() && r.newTime != 0 && r.newTime < began.UnixNano() {
+		f.Cause = fmt.Sprintf("its entry is %v older than the rules", time.Duration(began.UnixNano()-r.newTime).Round(time.Millisecond))
+	}
+	return true
+}
+
+// unconfirmed returns a flow's record if there still is no entry of it in
+// connection tracking, nil if there is or the flow is not known any more.
+func (c *Correlator) unconfirmed(id trace.FlowID, t conntrack.Tuple) *rec {
+	for r := c.find(t); r != nil; r = r.older {
+		if r.f.ID == id {
+			if r.newSeen || r.newArrived != 0 {
+				return nil
+			}
+			return r
+		}
+	}
+	return nil
+}
+
+// Explain makes the reason of a failed flow more exact, for whoever Config.Inquire
+// told of it and has found out more. Reason is empty to leave it as it is. A flow
+// whose entry was seen after all is left alone.
+func (c *Correlator) Explain(id trace.FlowID, t conntrack.Tuple, reason trace.Reason, cause string) {
+	r := c.unconfirmed(id, t)
+	if r == nil || r.f.Reason != trace.DroppedOnNode && r.f.Reason != trace.DroppedByRule {
+		return
+	}
+	f := c.edit(r)
+	if r.settled, r.told = true, reason; reason == trace.NoReason {
+		r.told = f.Reason
+	}
+	f.Reason, f.Cause = r.told, cause
+	c.emit(r)
+}

@@ -1,0 +1,144 @@
+package trace
+
+import "slices"
+
+// Reason is a stable code for a failure.
+type Reason string
+
+// The reasons. Reasons says what each means.
+const (
+	NoReason Reason = ""
+
+	// Refused by the proxy's own rules.
+	NoEndpoints       Reason = "no-endpoints"
+	EndpointsNotReady Reason = "endpoints-not-ready"
+	PortMismatch      Reason = "port-mismatch"
+	NoLocalEndpoints  Reason = "no-local-endpoints"
+	SourceRange       Reason = "source-range"
+	Localnet          Reason = "localnet"
+
+	// Stopped on the node, on the way to the endpoint or back.
+	DroppedByRule Reason = "dropped-by-rule"
+	PolicyDrop    Reason = "policy-drop"
+	NotForwarded  Reason = "not-forwarded"
+	NoRoute       Reason = "no-route"
+	DroppedOnNode Reason = "dropped-on-node"
+	ReplyLost     Reason = "reply-lost"
+	Hairpin       Reason = "hairpin"
+	Untranslated  Reason = "untranslated"
+	IdleExpired   Reason = "idle-expired"
+
+	// Of the endpoint, or between node and endpoint.
+	EndpointRefused     Reason = "endpoint-refused"
+	Unreachable         Reason = "unreachable"
+	SynUnanswered       Reason = "syn-unanswered"
+	NoReply             Reason = "no-reply"
+	ResetByEndpoint     Reason = "reset-by-endpoint"
+	ResetByClient       Reason = "reset-by-client"
+	EndpointTerminating Reason = "endpoint-terminating"
+	EndpointGone        Reason = "endpoint-gone"
+	RulesBehind         Reason = "rules-behind"
+	AffinityDead        Reason = "affinity-dead"
+
+	// ProxyStopped: the userspace proxy ended, and with it what it relayed.
+	ProxyStopped Reason = "proxy-stopped"
+)
+
+// ReasonInfo is what there is to say of a Reason.
+type ReasonInfo struct {
+	Code Reason
+	// Sentence says what happened, Evidence by what kptrace knows, and Next what
+	// to look at.
+	Sentence, Evidence, Next string
+}
+
+// Reasons lists all reasons, in the order in which a connection can meet them.
+func Reasons() []ReasonInfo {
+	return []ReasonInfo{
+		{NoEndpoints, "The Service has no endpoint, so the node refuses the connection.",
+			"The proxy's REJECT rule reported the packet, and no EndpointSlice of the Service has an endpoint.",
+			"Does the Service's selector match the labels of any pod? kubectl get pods -l … and kubectl get endpointslices -l kubernetes.io/service-name=NAME."},
+		{EndpointsNotReady, "The Service has endpoints and none of them is ready, so the node refuses the connection.",
+			"The proxy's REJECT rule reported the packet, and every endpoint in the Service's slices is not ready.",
+			"Why do the pods' readiness probes fail? kubectl describe pod."},
+		{PortMismatch, "The Service's EndpointSlices have endpoints for ports of other names only, so this port has none.",
+			"The proxy's REJECT rule reported the packet, and the slices have endpoints, but no port of this name and protocol.",
+			"Compare the port names and protocols of Service and EndpointSlice; a targetPort given by name must exist in the pod's containers."},
+		{NoLocalEndpoints, "The traffic policy is Local and no endpoint runs on this node, so the node drops the connection.",
+			"The proxy's DROP rule reported the packet.",
+			"internalTrafficPolicy and externalTrafficPolicy of the Service; a load balancer should not send to this node: does it ask the healthCheckNodePort?"},
+		{SourceRange, "The client is outside the load balancer's source ranges, so the node drops the connection.",
+			"The proxy's DROP rule for source ranges reported the packet.",
+			"spec.loadBalancerSourceRanges of the Service; is the client's address replaced on the way, by a gateway?"},
+		{Localnet, "A packet from outside was addressed to 127.0.0.0/8, which nobody outside may use.",
+			"The rule against it is where the walk ends.", "The route by which it came."},
+		{DroppedByRule, "A rule of the node dropped or refused the packet on its way to the endpoint.",
+			"The endpoint was picked, the connection never left the node, and every way through the live rules ends at that rule.",
+			"The rule, and whose it is, stand beside the reason; kptrace explain prints the way there. NetworkPolicies: kubectl get networkpolicy."},
+		{PolicyDrop, "The policy of a built-in chain, mostly FORWARD, dropped the packet on its way to the endpoint.",
+			"As for dropped-by-rule; the way ends at the chain's policy.",
+			"Docker sets FORWARD to DROP when it starts, firewalls too: iptables -P FORWARD ACCEPT, or a rule that accepts the pods' range."},
+		{NotForwarded, "The node does not forward packets.",
+			"The endpoint was picked, the connection never left the node, and net.ipv4.ip_forward is 0.",
+			"sysctl -w net.ipv4.ip_forward=1; what turned it off?"},
+		{NoRoute, "The node has no route to the endpoint.",
+			"The endpoint was picked, the connection never left the node, and the kernel knows no route.",
+			"ip route get ENDPOINT on the node; is the CNI healthy?"},
+		{DroppedOnNode, "The packet did not leave the node, and where it was dropped is not known.",
+			"The endpoint was picked and connection tracking never confirmed the connection; the live rules would have let it through.",
+			"Source ports of the node exhausted (masquerade), rp_filter, an eBPF program, traffic control; kptrace follow -o path."},
+		{ReplyLost, "The endpoint answered and the client tries again: the answer was lost between this node and the client.",
+			"The endpoint's SYN-ACK passed this node, and the client sent its SYN again, twice at least.",
+			"Rules that drop what comes from the endpoint (iptables-save), rp_filter, the network to the client."},
+		{Hairpin, "A pod was sent to itself, and its own address as the source was not replaced, so it took the packet for forged.",
+			"Client and endpoint have the same address, and the connection was not masqueraded.",
+			"A rule before KUBE-POSTROUTING that accepts or translates pod traffic; hairpin mode of the CNI's bridge."},
+		{Untranslated, "A connection to the Service goes to its address as it is, for it is older than the rules.",
+			"Connection tracking has an entry to the Service's address that is not translated; the kernel asks rules for the first packet only.",
+			"conntrack -D --orig-dst ADDRESS; for UDP, kptrace's proxy does it. Clients that send before kube-proxy is ready."},
+		{IdleExpired, "Connection tracking forgot the connection because nothing was sent for too long; what either side sends now is lost or reset.",
+			"The entry of an established connection expired.",
+			"Keep-alives shorter than net.netfilter.nf_conntrack_tcp_timeout_established."},
+		{EndpointRefused, "The endpoint refused the connection: nothing listens on that port.",
+			"An RST, or an ICMP port unreachable, in answer to the first packet.",
+			"Does the container listen on the targetPort, and on the pod's address and not on 127.0.0.1? Why is the endpoint ready?"},
+		{Unreachable, "A router, or the node, said that the endpoint cannot be reached.",
+			"An ICMP error about the first packet; who sent it stands beside the reason.",
+			"Does the pod still exist? The route to its node; a firewall that rejects."},
+		{SynUnanswered, "The SYN left the node and no answer passed it.",
+			"SYN and retransmits were seen, the connection is confirmed, and there was no SYN-ACK, RST or ICMP error.",
+			"The endpoint's node: does the SYN arrive there? A NetworkPolicy there; an overloaded listener; an answer that takes another way than through this node."},
+		{NoReply, "The datagram left the node and no answer passed it.",
+			"The connection is confirmed, and nothing came back.",
+			"As for syn-unanswered; or the protocol has no answers."},
+		{ResetByEndpoint, "The endpoint reset the connection after it was established.",
+			"An RST from the endpoint after an answer.",
+			"The application: crashed, out of memory, closed with unread data; an idle timeout of a proxy in the pod."},
+		{ResetByClient, "The client reset the connection after it was established.",
+			"An RST from the client after an answer.",
+			"The client: its own timeout, or it closed with unread data."},
+		{EndpointTerminating, "The connection failed at an endpoint that is terminating.",
+			"It failed, and the API says that the endpoint is terminating.",
+			"A preStop hook that waits until rules everywhere have followed, and a server that finishes what it began."},
+		{EndpointGone, "The connection failed at an endpoint that has left the Service meanwhile.",
+			"It failed, and the API does not have the endpoint any more; it had it when it was picked.",
+			"A rollout or an eviction: kubectl get events. Clients have to connect anew."},
+		{RulesBehind, "The connection was sent to an endpoint that had left the Service before.",
+			"The endpoint was picked after the state without it had come to this node.",
+			"How long syncs take: kptrace status, kubeproxy_sync_proxy_rules_duration_seconds."},
+		{AffinityDead, "Session affinity keeps the client at an endpoint that does not work.",
+			"The endpoint was chosen by affinity, and the connection failed at it.",
+			"The endpoint's readiness: as long as it is ready, the client stays with it. A shorter affinity timeout."},
+		{ProxyStopped, "The userspace proxy ended, and with it the connection it relayed.", "The proxy said so.", "Why it ended: its log."},
+	}
+}
+
+// Info returns what there is to say of a Reason.
+func (r Reason) Info() (ReasonInfo, bool) {
+	all := Reasons()
+	i := slices.IndexFunc(all, func(x ReasonInfo) bool { return x.Code == r })
+	if i < 0 {
+		return ReasonInfo{Code: r}, false
+	}
+	return all[i], true
+}
