@@ -127,7 +127,7 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 	asked := newInquirer(t.views, t.do)
 	c := correlate.New(correlate.Config{
 		Inquire: asked.ask,
-		Node: t.cfg.Name, Views: t.views, Emit: t.emit, Ask: t.ask,
+		Node:    t.cfg.Name, Views: t.views, Emit: t.emit, Ask: t.ask,
 		Watched:        func() bool { return t.watchers.Load() > 0 },
 		Paths:          t.paths.Load,
 		MasqueradeMark: t.cfg.MasqueradeMark, MaxFlows: maxFlows, Hold: hold,
