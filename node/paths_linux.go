@@ -186,6 +186,9 @@ func (p *pathTracer) status() []string {
 	switch {
 	case s != nil:
 		said = append(said, s.status())
+		if err := s.wires.fault.Load(); err != nil {
+			said = append(said, "without wire points: "+(*err).Error())
+		}
 	case fault != nil:
 		said = append(said, "could not be traced the last time somebody asked: "+(*fault).Error())
 	default:

@@ -60,6 +60,8 @@ type pathSession struct {
 	joiner  *path.Joiner
 	devices devices
 	sel     *selection.Selection
+	wires   wires
+	reading context.Context // what the sources run in
 
 	frames frameQueue
 	losses lossBox
@@ -107,6 +109,8 @@ func (p *pathTracer) session(ctx context.Context) (err error) {
 	case <-reading.Done():
 		return g.Wait()
 	}
+	s.reading = reading
+	defer s.wires.end()
 	p.tracer.paths.Store(true)
 	defer p.tracer.paths.Store(false)
 	err = s.setUp(ctx)
@@ -117,6 +121,7 @@ func (p *pathTracer) session(ctx context.Context) (err error) {
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 	defer cancel()
 	err = errors.Join(err, s.tearDown(end))
+	s.wires.end()
 	stop()
 	err = errors.Join(err, g.Wait())
 	s.drain()
@@ -185,6 +190,7 @@ func (s *pathSession) choose(ctx context.Context) error {
 	if err := s.sel.Set(ctx, w); err != nil {
 		return err
 	}
+	s.wires.look(s.reading, &w, s.frames.put, s.losses.add)
 	s.entries.Store(int64(len(w.To)))
 	s.packets.Store(int64(w.Packets))
 	s.p.tell(asks, nil)
@@ -272,6 +278,13 @@ func (s *pathSession) newView() bool {
 // drain joins what has been read.
 func (s *pathSession) drain() {
 	for _, f := range s.frames.take() {
+		if f.Source == trace.Wire {
+			s.wires.seen = s.wires.decoder.Decode(f, s.wires.seen[:0])
+			for i := range s.wires.seen {
+				s.joiner.Sighting(&s.wires.seen[i], f.Time)
+			}
+			continue
+		}
 		s.hits = s.source.hits().DecodeHits(f, s.hits[:0])
 		for i := range s.hits {
 			s.joiner.Hit(&s.hits[i], f.Time)
@@ -320,7 +333,13 @@ func (s *pathSession) tellLosses() {
 	}
 }
 
-func (s *pathSession) stats() []trace.SourceStats { return []trace.SourceStats{s.source.Stats()} }
+func (s *pathSession) stats() []trace.SourceStats {
+	list := []trace.SourceStats{s.source.Stats()}
+	if stats := s.wires.live.Load(); stats != nil {
+		list = append(list, (*stats)())
+	}
+	return list
+}
 
 func (s *pathSession) status() string {
 	j := s.joined.Load()

@@ -201,6 +201,9 @@ func (b *builder) credit(field string, from, to netip.AddrPort, verdicts ...stri
 
 // leave notes how the packet left.
 func (b *builder) leave(out []trace.Sighting) {
+	if len(b.path.Hops) == 0 {
+		return
+	}
 	last := b.path.Hops[len(b.path.Hops)-1]
 	if len(out) > 0 {
 		seen := out[len(out)-1].Packet
