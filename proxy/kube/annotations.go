@@ -13,11 +13,11 @@ import (
 const (
 	// annotationScheduler names the Service's scheduler, as
 	// proxy.ParseScheduler reads it: "wlc", or "sh,port".
-	annotationScheduler = "kptrace.io/ipvs-scheduler"
+	annotationScheduler = "kptrace.dev/ipvs-scheduler"
 	// annotationWeights gives endpoints weights: "foo-5c=3, node/big=4". What
 	// stands before = is the name of an endpoint's pod, its address,
 	// node/NAME or zone/NAME; where several fit the first of these counts.
-	annotationWeights = "kptrace.io/ipvs-weights"
+	annotationWeights = "kptrace.dev/ipvs-weights"
 )
 
 // scheduler reads annotationScheduler.

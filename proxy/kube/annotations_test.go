@@ -37,7 +37,7 @@ func TestAnnotations(t *testing.T) {
 			t.Errorf("%s has weight %d, want %d", got.Pod, got.Weight, want)
 		}
 	}
-	if len(p.Problems) != 1 || !strings.Contains(p.Problems[0].Error(), `Service shop/foo: metadata.annotations[kptrace.io/ipvs-weights]: "foo-d"`) {
+	if len(p.Problems) != 1 || !strings.Contains(p.Problems[0].Error(), `Service shop/foo: metadata.annotations[kptrace.dev/ipvs-weights]: "foo-d"`) {
 		t.Errorf("problems: %v", p.Problems)
 	}
 
