@@ -29,7 +29,89 @@ func (b *Backend) Cleanup(ctx context.Context) error {
 	return nil
 }
 
+// ours reports whether a chain is one that this mode writes, or the iptables mode:
+// they share names and lead to each other.
+func ours(table, chain string) bool { return isOurs(table, chain) || xtables.IsKubeProxy(chain) }
+
+// Leftovers removes what this mode left when another mode runs by now, whose
+// chains have in part the same names: those stay.
+type Leftovers struct{ b *Backend }
+
+// NewLeftovers returns the Leftovers of a node; of cfg the Tools matter.
+func NewLeftovers(cfg Config) *Leftovers { return &Leftovers{&Backend{cfg: cfg.withDefaults()}} }
+
+// Cleanup does nothing on a node without the device kube-ipvs0 and the sets.
+func (l *Leftovers) Cleanup(ctx context.Context) error {
+	there := false
+	if err := l.b.inNetns(func() error { there = Present(); return nil }); err != nil || !there {
+		return err
+	}
+	err := l.b.eachRuleset(ctx, func(have *xtables.Ruleset) (xtables.Plan, []error) {
+		return l.jumps(have), nil
+	})
+	if err == nil {
+		err = l.b.eachRuleset(ctx, func(have *xtables.Ruleset) (xtables.Plan, []error) {
+			return xtables.Removal(have, alone)
+		})
+	}
+	if err := errors.Join(err, l.b.inNetns(l.b.cleanKernel)); err != nil {
+		return fmt.Errorf("proxy/ipvs: removing what the IPVS mode left: %w", err)
+	}
+	return nil
+}
+
+// alone reports whether a chain is this mode's and no other's.
+func alone(table, chain string) bool {
+	switch chain {
+	case chainNodePort, chainLoadBalancer, chainSourceRanges, chainFilter, chainOutFilter, chainLife, chainPick:
+		return isOurs(table, chain)
+	}
+	return false
+}
+
+// jumps lists the jumps to chains of both modes that only this one writes.
+func (l *Leftovers) jumps(have *xtables.Ruleset) xtables.Plan {
+	r := &renderer{cfg: &Config{Trace: true, NFLogGroup: 1, MasqueradeMark: 1}, ip6: have.Family == xtables.IPv6}
+	layout, _ := r.rules()
+	var ph xtables.Phase
+	for _, t := range have.Tables {
+		var lines []string
+		for i := range layout.Jumps {
+			j := &layout.Jumps[i]
+			rule, err := xtables.ParseRule(have.Family, j.Rule)
+			c := t.Chain(j.Chain)
+			if err != nil || j.Table != t.Name || c == nil || alone(t.Name, rule.Target) || shared(j.Rule) {
+				continue
+			}
+			for _, r := range c.Rules {
+				if r.String() == rule.String() {
+					lines = append(lines, "-D "+j.Chain+" "+r.String())
+				}
+			}
+		}
+		if len(lines) > 0 {
+			ph.Units = append(ph.Units, xtables.Unit{Table: t.Name, Owner: "jumps", Lines: lines})
+		}
+	}
+	return xtables.Plan{ph}
+}
+
+// shared reports whether a jump is the same in the iptables mode.
+func shared(rule string) bool {
+	for _, part := range []string{"kubernetes service portals", "kubernetes postrouting rules", "kubernetes forwarding rules", "--tcp-flags", "--ctstate RELATED"} {
+		if strings.Contains(rule, part) {
+			return true
+		}
+	}
+	return false
+}
+
 func (b *Backend) cleanRules(ctx context.Context) error {
+	return b.eachRuleset(ctx, func(have *xtables.Ruleset) (xtables.Plan, []error) { return xtables.Removal(have, ours) })
+}
+
+// eachRuleset applies what plan makes of the rules of each family and flavour.
+func (b *Backend) eachRuleset(ctx context.Context, plan func(*xtables.Ruleset) (xtables.Plan, []error)) error {
 	var errs []error
 	for _, family := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
 		for _, fl := range []xtables.Flavour{xtables.NFT, xtables.Legacy} {
@@ -37,12 +119,12 @@ func (b *Backend) cleanRules(ctx context.Context) error {
 			if err != nil {
 				continue // not installed or not in this kernel: see proxy/iptables
 			}
-			plan, stay := xtables.Removal(have, isOurs)
+			todo, stay := plan(have)
 			errs = append(errs, stay...)
-			if len(plan) == 0 {
+			if len(todo) == 0 || len(todo[0].Units) == 0 {
 				continue
 			}
-			rep, err := xtables.NewRunner(xtables.RunnerConfig{Tools: b.cfg.Tools, Flavour: fl, Family: family}).Apply(ctx, plan)
+			rep, err := xtables.NewRunner(xtables.RunnerConfig{Tools: b.cfg.Tools, Flavour: fl, Family: family}).Apply(ctx, todo)
 			errs = append(errs, err)
 			for i := range rep.Failed {
 				errs = append(errs, &rep.Failed[i])

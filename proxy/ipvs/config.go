@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -103,13 +104,18 @@ type Sysctl struct{ Name, Value string }
 // Sysctls lists the settings that IPVS needs to work as a kube-proxy. They
 // belong to the network namespace. strictARP has the node answer ARP for
 // addresses of the asked interface alone, so that nobody takes it for the owner
-// of addresses on kube-ipvs0.
-func Sysctls(strictARP bool) []Sysctl {
+// of addresses on kube-ipvs0. The kernel's release, as uname -r prints it, matters
+// before Linux 5.9, where a client that used a port again was kept waiting.
+func Sysctls(strictARP bool, release string) []Sysctl {
 	list := []Sysctl{
 		{"net/ipv4/vs/conntrack", "1"},
 		{"net/ipv4/vs/expire_nodest_conn", "1"},
 		{"net/ipv4/vs/expire_quiescent_template", "1"},
 		{"net/ipv4/ip_forward", "1"},
+	}
+	var major, minor int
+	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n == 2 && (major < 5 || major == 5 && minor < 9) && (major > 4 || major == 4 && minor >= 1) {
+		list = append(list, Sysctl{"net/ipv4/vs/conn_reuse_mode", "0"})
 	}
 	if strictARP {
 		list = append(list, Sysctl{"net/ipv4/conf/all/arp_ignore", "1"}, Sysctl{"net/ipv4/conf/all/arp_announce", "2"})

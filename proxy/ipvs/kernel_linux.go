@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
+	"strings"
 
 	mobyipvs "github.com/moby/ipvs"
 	"github.com/sirupsen/logrus"
@@ -81,10 +83,22 @@ func loaded() (uint16, error) {
 	if err != nil {
 		_, tried := exec.Run(context.Background(), exec.Spec{Path: "modprobe", Args: []string{"ip_vs"}})
 		if family, err = netlink.GenlFamilyGet("IPVS"); err != nil {
-			return 0, fmt.Errorf("the kernel has no IPVS: load the module ip_vs (modprobe: %w)", errors.Join(tried, err))
+			return 0, fmt.Errorf("the kernel has no IPVS: load the module ip_vs%s: %w", why(tried), err)
 		}
 	}
 	return family.ID, nil
+}
+
+// why says in a few words why modprobe did not help.
+func why(tried error) string {
+	switch {
+	case tried == nil:
+		return ""
+	case errors.Is(tried, fs.ErrNotExist):
+		return " (there is no modprobe here)"
+	}
+	text, _, _ := strings.Cut(tried.Error(), "\n")
+	return " (" + text + ")"
 }
 
 // openIPVS opens the library's handle. Only call it where IPVS is loaded: the

@@ -34,3 +34,12 @@ func LocalAddrs() []netip.Addr { return proxy.InterfaceAddrs() }
 
 // Present needs Linux.
 func Present() bool { return false }
+
+// Leftovers needs Linux.
+type Leftovers struct{}
+
+// NewLeftovers returns Leftovers that find nothing.
+func NewLeftovers(Config) *Leftovers { return &Leftovers{} }
+
+// Cleanup finds nothing.
+func (*Leftovers) Cleanup(context.Context) error { return nil }

@@ -11,7 +11,7 @@ import (
 func newWorld(t *testing.T, six bool) *proxytest.World {
 	t.Helper()
 	w := proxytest.NewWorld(t, six)
-	for _, s := range Sysctls(false) {
+	for _, s := range Sysctls(false, "") {
 		w.Must(w.Node.SetSysctl(s.Name, s.Value))
 	}
 	return w
