@@ -9,8 +9,10 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/kptrace/kptrace/node"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/iptables"
+	"github.com/kptrace/kptrace/proxy/ipvs"
 	"github.com/kptrace/kptrace/proxy/kube/config"
 	"github.com/kptrace/kptrace/proxy/userspace"
 )
@@ -58,7 +60,7 @@ func (f *relayFlags) config(c *config.Config, ipt *iptables.Config, logger *slog
 }
 
 // cleaner removes what one or several modes write.
-type cleaner []proxy.Backend
+type cleaner []node.Cleaner
 
 // Cleanup removes what all of them write.
 func (c cleaner) Cleanup(ctx context.Context) error {
@@ -70,15 +72,25 @@ func (c cleaner) Cleanup(ctx context.Context) error {
 }
 
 // allModes removes what any mode writes but one, "" for none: a node changes
-// its mode by starting in another one.
-func allModes(flavour string, but proxy.Mode) cleaner {
+// its mode by starting in another one. The modes iptables and ipvs have chains of
+// the same names: while one runs, only what is the other's alone goes.
+func allModes(flavour string, but proxy.Mode) (cleaner, error) {
 	var all cleaner
-	for _, b := range []proxy.Backend{
-		iptables.NewDual(iptables.Config{Flavour: flavour}), userspace.New(userspace.Config{Flavour: flavour}),
-	} {
-		if b.Mode() != but {
-			all = append(all, b)
+	switch but {
+	case "":
+		onIPVS, err := ipvs.New(ipvs.Config{Flavour: flavour})
+		if err != nil {
+			return nil, err
 		}
+		all = append(all, onIPVS, iptables.NewDual(iptables.Config{Flavour: flavour}))
+	case proxy.IPTables:
+		all = append(all, ipvs.NewLeftovers(ipvs.Config{Flavour: flavour}))
+	case proxy.Userspace:
+		all = append(all, ipvs.NewLeftovers(ipvs.Config{Flavour: flavour}), iptables.NewDual(iptables.Config{Flavour: flavour}))
+	case proxy.IPVS: // removes the chains of iptables itself
 	}
-	return all
+	if but != proxy.Userspace {
+		all = append(all, userspace.New(userspace.Config{Flavour: flavour}))
+	}
+	return all, nil
 }

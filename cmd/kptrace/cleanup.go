@@ -42,13 +42,17 @@ func cleanup(cmd *cobra.Command, flavour, socket string) error {
 	if err := checkFlavour(flavour); err != nil {
 		return usageErr(err)
 	}
-	if err := node.Cleanup(cmd.Context(), allModes(flavour, ""), filepath.Dir(socket)); err != nil {
+	all, err := allModes(flavour, "")
+	if err != nil {
+		return err
+	}
+	if err := node.Cleanup(cmd.Context(), all, filepath.Dir(socket)); err != nil {
 		return err
 	}
 	if err := removeDead(socket); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(cmd.OutOrStdout(), "kptrace's rules are gone and its sysctls set back")
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), "kptrace's rules are gone and its sysctls set back")
 	return err
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -14,20 +13,12 @@ import (
 	"github.com/kptrace/kptrace/proxy/kube/config"
 )
 
-// chooseMode reads the wanted mode. If it cannot run and may be replaced,
-// fallback says why it is.
-func chooseMode(text string, mayFallBack bool) (wanted proxy.Mode, fallback string, err error) {
+// chooseMode reads the wanted mode.
+func chooseMode(text string) (proxy.Mode, error) {
 	if text == "" {
-		return proxy.IPTables, "", nil
+		return proxy.IPTables, nil
 	}
-	wanted, err = proxy.ParseMode(text)
-	if err != nil || wanted == proxy.IPTables || wanted == proxy.Userspace {
-		return wanted, "", err
-	}
-	if !mayFallBack {
-		return "", "", fmt.Errorf("mode %q is not in this release: use iptables or userspace", wanted)
-	}
-	return wanted, "it is not in this release", nil
+	return proxy.ParseMode(text)
 }
 
 // mode is the mode that runs: the wanted one, unless it falls back.

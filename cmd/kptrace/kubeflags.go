@@ -43,7 +43,7 @@ func (k *kubeFlags) add(fl *pflag.FlagSet) {
 	fl.Lookup("version").NoOptDefVal = "true"
 	fl.StringVar(&k.hostname, "node", "", "name of this node (default: the host's name)")
 	fl.StringVar(&k.hostname, "hostname-override", "", "the same as --node; counts beside --config")
-	fl.StringVar(&k.mode, "mode", "iptables", "how Services are made to work: iptables or userspace; ipvs falls back to iptables")
+	fl.StringVar(&k.mode, "mode", "iptables", "how Services are made to work: iptables, ipvs or userspace")
 	fl.StringVar(&k.mode, "proxy-mode", "iptables", "the same as --mode")
 
 	fl.StringVar(&c.ClientConnection.Kubeconfig, "kubeconfig", "", "file that says how to reach the API server")
@@ -67,6 +67,7 @@ func (k *kubeFlags) add(fl *pflag.FlagSet) {
 	fl.BoolVar(c.IPTables.LocalhostNodePorts, "iptables-localhost-nodeports", true, "serve node ports on 127.0.0.1")
 	fl.DurationVar(&c.IPTables.SyncPeriod.Duration, "iptables-sync-period", c.IPTables.SyncPeriod.Duration, "half the time after which a change that the kernel has not taken makes healthz fail")
 	fl.DurationVar(&c.IPTables.MinSyncPeriod.Duration, "iptables-min-sync-period", c.IPTables.MinSyncPeriod.Duration, "least time between two syncs; 100ms with --manifests unless given")
+	k.addIPVS(fl)
 	k.addNode(fl)
 	k.addIdle(fl)
 }
@@ -99,14 +100,6 @@ func (k *kubeFlags) addIdle(fl *pflag.FlagSet) {
 	fl.StringVar(&k.featureGates, "feature-gates", "", "")
 	fl.StringVar(&c.ShowHiddenMetricsForVersion, "show-hidden-metrics-for-version", "", "")
 	fl.DurationVar(&c.ConfigSyncPeriod.Duration, "config-sync-period", c.ConfigSyncPeriod.Duration, "")
-	fl.DurationVar(&c.IPVS.SyncPeriod.Duration, "ipvs-sync-period", c.IPVS.SyncPeriod.Duration, "")
-	fl.DurationVar(&c.IPVS.MinSyncPeriod.Duration, "ipvs-min-sync-period", 0, "")
-	fl.StringVar(&c.IPVS.Scheduler, "ipvs-scheduler", "", "")
-	fl.StringSliceVar(&k.excludeCIDRs, "ipvs-exclude-cidrs", nil, "")
-	fl.BoolVar(&c.IPVS.StrictARP, "ipvs-strict-arp", false, "")
-	fl.DurationVar(&c.IPVS.TCPTimeout.Duration, "ipvs-tcp-timeout", 0, "")
-	fl.DurationVar(&c.IPVS.TCPFinTimeout.Duration, "ipvs-tcpfin-timeout", 0, "")
-	fl.DurationVar(&c.IPVS.UDPTimeout.Duration, "ipvs-udp-timeout", 0, "")
 	fl.StringSliceVar(&k.vmodule, "vmodule", nil, "")
 	fl.StringVar(&k.flushPeriod, "log-flush-frequency", "5s", "")
 	for name, value := range map[string]string{
@@ -126,8 +119,7 @@ func (k *kubeFlags) addIdle(fl *pflag.FlagSet) {
 func idleFlags() []string {
 	return []string{
 		"bind-address", "feature-gates", "show-hidden-metrics-for-version", "config-sync-period",
-		"ipvs-sync-period", "ipvs-min-sync-period", "ipvs-scheduler", "ipvs-exclude-cidrs", "ipvs-strict-arp",
-		"ipvs-tcp-timeout", "ipvs-tcpfin-timeout", "ipvs-udp-timeout", "vmodule", "log-flush-frequency",
+		"vmodule", "log-flush-frequency",
 		"log-text-info-buffer-size", "log-json-info-buffer-size", "log-text-split-stream", "log-json-split-stream",
 		"boot-id-file", "machine-id-file",
 	}
@@ -235,7 +227,7 @@ func (k *kubeFlags) name(err error) error {
 func (k *kubeFlags) ignored() []string {
 	var idle, overruled []string
 	backed := append(idleFlags(), "proxy-mode", "kubeconfig", "kube-api-content-type", "kube-api-qps", "masquerade-all",
-		"iptables-localhost-nodeports", "conntrack-tcp-be-liberal", "bind-address-hard-fail", "profiling", "healthz-port", "metrics-port")
+		"iptables-localhost-nodeports", "conntrack-tcp-be-liberal", "bind-address-hard-fail", "profiling", "ipvs-scheduler", "ipvs-strict-arp", "healthz-port", "metrics-port")
 	for _, flag := range flagOf() {
 		backed = append(backed, flag)
 	}

@@ -175,20 +175,12 @@ func TestConntrackMax(t *testing.T) {
 }
 
 func TestChooseMode(t *testing.T) {
-	for _, tt := range []struct {
-		text   string
-		may    bool
-		wanted proxy.Mode
-		falls  bool
-		bad    bool
-	}{
-		{"", true, proxy.IPTables, false, false}, {"iptables", false, proxy.IPTables, false, false},
-		{"ipvs", true, proxy.IPVS, true, false}, {"userspace", true, proxy.Userspace, false, false},
-		{"ipvs", false, "", false, true}, {config.ModeNFTables, true, "", false, true},
+	for text, want := range map[string]proxy.Mode{
+		"": proxy.IPTables, "iptables": proxy.IPTables, "ipvs": proxy.IPVS, "userspace": proxy.Userspace, config.ModeNFTables: "",
 	} {
-		wanted, why, err := chooseMode(tt.text, tt.may)
-		if wanted != tt.wanted || (why != "") != tt.falls || (err != nil) != tt.bad {
-			t.Errorf("%+v: %q %q %v", tt, wanted, why, err)
+		got, err := chooseMode(text)
+		if got != want || (err != nil) != (want == "") {
+			t.Errorf("%q: %q, %v", text, got, err)
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/kptrace/kptrace/node"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/iptables"
+	"github.com/kptrace/kptrace/proxy/ipvs"
 	"github.com/kptrace/kptrace/proxy/kube/apiserver"
 	"github.com/kptrace/kptrace/proxy/kube/config"
 	"github.com/kptrace/kptrace/proxy/userspace"
@@ -27,6 +28,7 @@ type proxyFlags struct {
 	manifests, flavour string
 	kube               kubeFlags
 	relay              relayFlags
+	ipvs               ipvsFlags
 	modeFallback       bool
 	takeOver           bool
 	trace              bool
@@ -61,7 +63,13 @@ kill -9, the next start takes over, or kptrace cleanup undoes it by hand.
 
 In userspace mode this process accepts connections and dials the pods itself,
 so it tries the next pod where one does not answer; its rules lead to its own
-ports and go whenever it ends. A start in one mode removes the rules of others.`,
+ports and go whenever it ends.
+
+In IPVS mode it makes, besides rules, the device kube-ipvs0, ipsets named KUBE-*
+and KPTRACE-*, and one virtual server for each address of a Service; virtual
+servers of others are left alone. It needs the kernel module ip_vs.
+
+A start in one mode removes the rules of others.`,
 		Example: `  # Program Services from a folder, trace, and serve kptrace follow
   kptrace proxy --manifests ./state --node node1
 
@@ -70,6 +78,10 @@ ports and go whenever it ends. A start in one mode removes the rules of others.`
 
   # Try the next pod when one does not answer, and show each try in follow
   kptrace proxy --manifests ./state --node node1 --mode userspace
+
+  # Let IPVS balance by weighted least connections; without ip_vs it says so and
+  # uses iptables
+  kptrace proxy --manifests ./state --node node1 --mode ipvs --ipvs-scheduler wlc
 
   # What would it program? Needs no root, works on any OS
   kptrace proxy --manifests ./state --node node1 --dry-run
@@ -83,6 +95,7 @@ ports and go whenever it ends. A start in one mode removes the rules of others.`
 	fl.StringVar(&f.manifests, "manifests", "", "folder of Kubernetes YAML to take state from, instead of an API server")
 	f.kube.add(fl)
 	f.relay.add(fl)
+	f.ipvs.add(fl)
 	fl.BoolVar(&f.modeFallback, "mode-fallback", true, "where the wanted mode cannot run, use iptables and say so; false refuses")
 	addBackendFlags(cmd, &f)
 	fl.BoolVar(&f.takeOver, "take-over", false, "start although KUBE-* rules are live in the other iptables flavour, and remove them")
@@ -118,7 +131,7 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	case f.kube.cleanup:
 		return cleanup(cmd, f.flavour, f.socket)
 	}
-	wanted, fallback, err := chooseMode(string(kcfg.Mode), f.modeFallback)
+	wanted, err := chooseMode(string(kcfg.Mode))
 	if err != nil {
 		return usageErr(err)
 	}
@@ -139,6 +152,16 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	for _, s := range said {
 		logger.Warn(s)
 	}
+	fallback := ""
+	var onIPVS *ipvs.Backend
+	if wanted == proxy.IPVS {
+		if onIPVS, err = f.ipvsBackend(kcfg, &cfg, logger); err != nil {
+			return usageErr(err)
+		}
+		if fallback, err = f.tryIPVS(cmd.Context(), onIPVS); err != nil {
+			return err
+		}
+	}
 	if fallback != "" {
 		logger.Error("falling back to the iptables mode", "wanted", wanted, "because", fallback)
 	}
@@ -150,6 +173,9 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 		return err
 	}
 	nodeCfg.Name, nodeCfg.Wanted, nodeCfg.Fallback = name, wanted, fallback
+	if mode(wanted, fallback) == proxy.IPVS {
+		forIPVS(&nodeCfg, kcfg)
+	}
 	nodeCfg.HTTP.Verbosity = func(n int) { level.Set(levelOf(n, f.verbose)) }
 	if f.kube.initOnly {
 		return node.Init(nodeCfg)
@@ -161,7 +187,10 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 		}
 	}
 	var backend proxy.Backend = iptables.NewDual(cfg)
-	if runs := mode(wanted, fallback); runs == proxy.Userspace {
+	switch mode(wanted, fallback) {
+	case proxy.IPVS:
+		backend = onIPVS
+	case proxy.Userspace:
 		ucfg, err := f.relay.config(kcfg, &cfg, logger)
 		if err != nil {
 			return usageErr(err)
@@ -169,7 +198,9 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 		backend = userspace.New(ucfg)
 		nodeCfg.NoLocalhost = true // the proxy itself is dialled there
 	}
-	nodeCfg.Others = allModes(f.flavour, backend.Mode())
+	if nodeCfg.Others, err = allModes(f.flavour, backend.Mode()); err != nil {
+		return err
+	}
 	state, err := openState(f.manifests, apiserver.Config{
 		Kubeconfig: kcfg.ClientConnection.Kubeconfig, Master: f.kube.master, NodeName: name, Logger: logger,
 		QPS: kcfg.ClientConnection.QPS, Burst: int(kcfg.ClientConnection.Burst), ContentType: kcfg.ClientConnection.ContentType,
