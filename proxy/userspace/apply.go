@@ -97,7 +97,20 @@ func (b *Backend) Apply(ctx context.Context, prog proxy.Program) (rep proxy.Repo
 			return rep, err
 		}
 	}
-	errs := b.open(p, &rep)
+	rep, closed, err := b.applyOnce(ctx, p)
+	if errors.Is(err, errPortsFull) && closed {
+		// There is room now: a port is kept until no rule leads to it.
+		first := rep
+		rep, _, err = b.applyOnce(ctx, p)
+		rep.Commits, rep.Rules, rep.Bytes = rep.Commits+first.Commits, rep.Rules+first.Rules, rep.Bytes+first.Bytes
+		rep.Full = rep.Full || first.Full
+	}
+	return rep, err
+}
+
+// applyOnce also reports whether ports were closed.
+func (b *Backend) applyOnce(ctx context.Context, p *program) (rep proxy.Report, closed bool, err error) {
+	errs := b.open(p)
 	listened := len(errs)
 	for f, k := range b.kernel {
 		failed, err := k.apply(ctx, p, b.wanted(p, f), &rep)
@@ -113,13 +126,13 @@ func (b *Backend) Apply(ctx context.Context, prog proxy.Program) (rep proxy.Repo
 	rep.Refused += max(listened, 0)
 	rep.Partial = listened >= 0 && 2*rep.Refused <= len(p.units)
 	if listened >= 0 {
-		b.closeUnused(p)
+		closed = b.closeUnused(p)
 	}
-	return rep, errors.Join(errs...)
+	return rep, closed, errors.Join(errs...)
 }
 
 // open opens ports that are missing and tells all what they serve.
-func (b *Backend) open(p *program, rep *proxy.Report) (errs []error) {
+func (b *Backend) open(p *program) (errs []error) {
 	for _, u := range p.units {
 		t := &target{p, u}
 		if l := b.listeners[u.key()]; l != nil {
@@ -141,8 +154,9 @@ func (b *Backend) open(p *program, rep *proxy.Report) (errs []error) {
 	return errs
 }
 
-// closeUnused closes the ports of Services that are gone.
-func (b *Backend) closeUnused(p *program) {
+// closeUnused closes the ports of Services that are gone, and reports whether
+// there were any.
+func (b *Backend) closeUnused(p *program) (closed bool) {
 	keep := make(map[key]bool, len(p.units))
 	for _, u := range p.units {
 		keep[u.key()] = true
@@ -153,8 +167,10 @@ func (b *Backend) closeUnused(p *program) {
 		if !keep[k] {
 			l.close(proxy.EndedShutdown)
 			delete(b.listeners, k)
+			closed = true
 		}
 	}
+	return closed
 }
 
 // wanted lists the rules of each Service of a family.

@@ -106,7 +106,9 @@ func (u *udpServer) pass(k sessionKey, payload []byte) {
 	if s != nil && s.forward(payload) {
 		return
 	}
-	if !b.tryTake(1) {
+	// Datagrams cost their senders nothing: at least half of the descriptors
+	// are for those who shake hands.
+	if 2*int(b.stats.sessions.Load()) >= b.cfg.MaxDescriptors || !b.tryTake(1) {
 		b.stats.dropped.Add(1)
 		b.say("datagrams are dropped: no file descriptor is left for more UDP clients", "limit", b.cfg.MaxDescriptors)
 		return
