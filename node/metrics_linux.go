@@ -38,6 +38,9 @@ func (n *node) metricsConfig(families []string) prom.Config {
 	if w, ok := n.cfg.Backend.(proxy.Watcher); ok {
 		c.Drift = w.DriftStats
 	}
+	if r, ok := n.cfg.Backend.(proxy.Relay); ok {
+		c.Counters = func() []prom.Counter { return relayCounters(r.RelayStats()) }
+	}
 	if n.cfg.Trace {
 		c.Tracer = func() prom.Tracer { return n.tracer.metrics() }
 		c.Find = func(id trace.FlowID) (*trace.Flow, bool) { return n.tracer.history.Get(id) }
