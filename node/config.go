@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/exporters/otlp"
 	"github.com/kptrace/kptrace/exporters/prom"
 	"github.com/kptrace/kptrace/proxy"
 )
@@ -51,6 +52,8 @@ type Config struct {
 	HTTP HTTPConfig
 	// Metrics shapes the metrics about connections.
 	Metrics prom.FlowConfig
+	// OTLP says where connections are exported to, nil nowhere.
+	OTLP *otlp.Config
 	// Wanted is the mode that was asked for, if another one runs because it
 	// cannot, and Fallback why: for metrics and status.
 	Wanted   proxy.Mode

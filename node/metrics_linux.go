@@ -43,6 +43,7 @@ func (n *node) metricsConfig(families []string) prom.Config {
 	}
 	if n.cfg.Trace {
 		c.Tracer = func() prom.Tracer { return n.tracer.metrics() }
+		c.Exemplar, c.Counters = n.spans.keep, n.exportCounters
 		c.Find = func(id trace.FlowID) (*trace.Flow, bool) { return n.tracer.history.Get(id) }
 	}
 	return c

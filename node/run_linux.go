@@ -44,6 +44,7 @@ type node struct {
 
 	teller  *teller
 	metrics *prom.Exporter
+	spans   spans
 	health  *health.Source
 	ports   *health.Servers
 }
@@ -74,6 +75,10 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Trace {
 		n.tracer = newTracer(cfg, n.syncer.Views)
 		n.paths = newPathTracer(n)
+		n.tracer.wants = n.spans.wants
+	}
+	if err := n.openSpans(ctx); err != nil {
+		return err
 	}
 	n.teller.started(&n.cfg)
 	err = n.run(ctx)
@@ -182,6 +187,7 @@ func (n *node) run(ctx context.Context) error {
 		n.removeOthers(ctx)
 		return nil
 	})
+	n.exportSpans(ctx, g)
 	n.serve(ctx, g)
 	return g.Wait()
 }

@@ -55,6 +55,7 @@ func (n *node) status() relay.Status {
 		},
 	}
 	s.State = n.cfg.StateFrom
+	s.Exports = n.exports()
 	s.Paths = n.paths.status()
 	if n.cfg.StateNotes != nil {
 		s.StateNotes = n.cfg.StateNotes()

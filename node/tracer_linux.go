@@ -52,6 +52,7 @@ type tracer struct {
 	pool  sync.Pool
 	calls chan func(*correlate.Correlator)
 	asks  chan conntrack.Tuple
+	wants func(*trace.Flow) bool // an exporter will have this flow, nil for none
 
 	// decoding, by source, and correlating are nanoseconds spent.
 	decoding    [16]atomic.Int64
@@ -129,6 +130,7 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 		Inquire: asked.ask,
 		Node:    t.cfg.Name, Views: t.views, Emit: t.emit, Ask: t.ask,
 		Watched:        func() bool { return t.watchers.Load() > 0 },
+		Counters:       t.wants,
 		Paths:          t.paths.Load,
 		MasqueradeMark: t.cfg.MasqueradeMark, MaxFlows: maxFlows, Hold: hold,
 	})

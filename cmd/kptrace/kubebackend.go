@@ -90,8 +90,12 @@ func (f *proxyFlags) nodeConfig(c *config.Config, logger *slog.Logger) (node.Con
 	if err != nil {
 		return node.Config{}, usageErr(err)
 	}
+	exported, err := f.otlp.config(os.Getenv)
+	if err != nil {
+		return node.Config{}, usageErr(err)
+	}
 	return node.Config{
-		Metrics: metrics,
+		Metrics: metrics, OTLP: exported,
 		Version: version, Logger: logger,
 		Trace: f.trace, NFLogGroup: f.group, MasqueradeMark: 1 << *c.IPTables.MasqueradeBit,
 		Socket: f.socket, HistoryFailures: f.historyFailures, HistorySuccesses: f.historySuccesses,

@@ -40,6 +40,7 @@ type proxyFlags struct {
 	historySuccesses   int
 	historyFailures    int
 	metrics            metricsFlags
+	otlp               otlpFlags
 }
 
 func newProxyCmd() *cobra.Command {
@@ -83,6 +84,9 @@ A start in one mode removes the rules of others.`,
   # uses iptables
   kptrace proxy --manifests ./state --node node1 --mode ipvs --ipvs-scheduler wlc
 
+  # Send one in ten connections to a collector, and all that fail or are slow
+  kptrace proxy --manifests ./state --node node1 --otlp-endpoint http://collector:4317 --otlp-sample 0.1
+
   # What would it program? Needs no root, works on any OS
   kptrace proxy --manifests ./state --node node1 --dry-run
 
@@ -107,6 +111,7 @@ A start in one mode removes the rules of others.`,
 	fl.BoolVar(&f.verbose, "verbose", false, "log every sync")
 	fl.IntVar(&f.historyFailures, "history-failures", 10_000, "failed connections to keep")
 	f.metrics.add(cmd)
+	f.otlp.add(cmd)
 	fl.IntVar(&f.historySuccesses, "history-successes", 10_000, "other connections to keep")
 	return cmd
 }

@@ -140,6 +140,9 @@ func printStatus(w io.Writer, s *relay.Status, socket string, now time.Time) err
 		}
 		line(first(i, "sources"), "%s", t)
 	}
+	for i := range s.Exports {
+		line(first(i, "exports"), "%s", exportText(&s.Exports[i], now))
+	}
 	for i, g := range s.Groups {
 		line(first(i, "groups"), "NFLOG %d", g)
 	}

@@ -33,6 +33,7 @@ type statusJSON struct {
 	Ring            ringJSON       `json:"ring"`
 	History         historyJSON    `json:"history"`
 	Lost            []statLossJSON `json:"lost"`
+	Exports         []exportJSON   `json:"exports"`
 	Sysctls         []sysctlJSON   `json:"sysctls"`
 	ConntrackInUse  int            `json:"conntrackEntries"`
 	ConntrackAtMost int            `json:"conntrackLimit"`
@@ -141,6 +142,7 @@ func toStatusJSON(s *relay.Status, socket string) statusJSON {
 			Source: l.Source.String(), Where: l.Where, Events: l.Events, From: at(time.Unix(0, l.From)), To: at(time.Unix(0, l.To)),
 		})
 	}
+	out.Exports = exportsJSON(s.Exports)
 	for _, c := range s.Sysctls {
 		out.Sysctls = append(out.Sysctls, sysctlJSON(c))
 	}

@@ -236,6 +236,35 @@ func TestRefusedForGood(t *testing.T) {
 	}
 }
 
+// TestFault survives a fault in making spans.
+func TestFault(t *testing.T) {
+	r := newReceiver()
+	endpoint, _ := r.serveGRPC(t, "127.0.0.1:0", nil)
+	e, err := New(t.Context(), Config{Endpoint: endpoint, Traces: Signal{Protocol: GRPC, Batch: 1}, Logs: Signal{Off: true}, Sampling: Sampling{Ratio: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	send, first := e.traces.send, true
+	e.traces.send = func(ctx context.Context, flows []*trace.Flow) (int, error) {
+		if first {
+			first = false
+			panic("a fault")
+		}
+		return send(ctx, flows)
+	}
+	ring := trace.NewRing(8)
+	reader := ring.NewReader()
+	ring.Publish(good())
+	ring.Publish(good())
+	ring.Close()
+	if err := e.Run(t.Context(), reader); err != nil {
+		t.Fatal(err)
+	}
+	if s := e.Stats().Traces; s.Failed != 1 || s.Sent != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestFlush wants what was published before the end to arrive, and the end to
 // come within its bound when nobody takes anything.
 func TestFlush(t *testing.T) {

@@ -2,8 +2,10 @@ package otlp
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime/debug"
 	"time"
 
 	"github.com/kptrace/kptrace/trace"
@@ -96,7 +98,7 @@ func (p *pipe) deliver(ctx, sending context.Context, batch []*trace.Flow) {
 	defer p.inFlight.Add(-n)
 	began, wait := time.Now(), retryFirst
 	for {
-		items, err := p.send(sending, batch)
+		items, err := p.try(sending, batch)
 		rejected, err := partial(err)
 		p.rejected.Add(rejected)
 		if err == nil {
@@ -130,6 +132,16 @@ func (p *pipe) deliver(ctx, sending context.Context, batch []*trace.Flow) {
 		timer.Stop()
 		wait = min(2*wait, retryMost)
 	}
+}
+
+// try makes one request. A fault in making it costs the batch and nothing more.
+func (p *pipe) try(ctx context.Context, batch []*trace.Flow) (items int, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+		}
+	}()
+	return p.send(ctx, batch)
 }
 
 // stats counts what is in the queue last, so that a Flow on its way is missed

@@ -35,6 +35,7 @@ func statusToPB(s *Status) *StatusResponse {
 		ConntrackEntries: int64(s.ConntrackEntries), ConntrackLimit: int64(s.ConntrackLimit),
 		Blind: s.Blind,
 		State: s.State, StateNotes: s.StateNotes, Paths: s.Paths,
+		Exports: each(s.Exports, ref(exportToPB)),
 	}
 }
 
@@ -71,5 +72,24 @@ func statusFromPB(s *StatusResponse) *Status {
 		ConntrackEntries: int(s.GetConntrackEntries()), ConntrackLimit: int(s.GetConntrackLimit()),
 		Blind: s.GetBlind(),
 		State: s.GetState(), StateNotes: s.GetStateNotes(), Paths: s.GetPaths(),
+		Exports: each(s.GetExports(), exportFromPB),
+	}
+}
+
+func exportToPB(e *Export) *ExportStats {
+	return &ExportStats{
+		Signal: e.Signal, Endpoint: e.Endpoint, Protocol: e.Protocol, Seen: e.Seen, Unsampled: e.Unsampled,
+		Dropped: e.Dropped, Queued: e.Queued, Capacity: e.Capacity, Sent: e.Sent, Failed: e.Failed,
+		Rejected: e.Rejected, Overrun: e.Overrun,
+		LastError: e.LastError, LastErrorAt: timeToPB(e.LastErrorAt), Failing: timeToPB(e.Failing),
+	}
+}
+
+func exportFromPB(e *ExportStats) Export {
+	return Export{
+		Signal: e.GetSignal(), Endpoint: e.GetEndpoint(), Protocol: e.GetProtocol(), Seen: e.GetSeen(), Unsampled: e.GetUnsampled(),
+		Dropped: e.GetDropped(), Queued: e.GetQueued(), Capacity: e.GetCapacity(), Sent: e.GetSent(), Failed: e.GetFailed(),
+		Rejected: e.GetRejected(), Overrun: e.GetOverrun(),
+		LastError: e.GetLastError(), LastErrorAt: timeFromPB(e.GetLastErrorAt()), Failing: timeFromPB(e.GetFailing()),
 	}
 }

@@ -2728,6 +2728,7 @@ type StatusResponse struct {
 	State            string                 `protobuf:"bytes,25,opt,name=state,proto3" json:"state,omitempty"`
 	StateNotes       []string               `protobuf:"bytes,26,rep,name=state_notes,json=stateNotes,proto3" json:"state_notes,omitempty"`
 	Paths            []string               `protobuf:"bytes,40,rep,name=paths,proto3" json:"paths,omitempty"`
+	Exports          []*ExportStats         `protobuf:"bytes,41,rep,name=exports,proto3" json:"exports,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -2951,6 +2952,170 @@ func (x *StatusResponse) GetPaths() []string {
 	return nil
 }
 
+func (x *StatusResponse) GetExports() []*ExportStats {
+	if x != nil {
+		return x.Exports
+	}
+	return nil
+}
+
+// ExportStats is what became of the connections of one OTLP signal.
+type ExportStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Signal        string                 `protobuf:"bytes,1,opt,name=signal,proto3" json:"signal,omitempty"`
+	Endpoint      string                 `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	Protocol      string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Seen          uint64                 `protobuf:"varint,4,opt,name=seen,proto3" json:"seen,omitempty"`
+	Unsampled     uint64                 `protobuf:"varint,5,opt,name=unsampled,proto3" json:"unsampled,omitempty"`
+	Dropped       uint64                 `protobuf:"varint,6,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	Queued        uint64                 `protobuf:"varint,7,opt,name=queued,proto3" json:"queued,omitempty"`
+	Capacity      uint64                 `protobuf:"varint,8,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	Sent          uint64                 `protobuf:"varint,9,opt,name=sent,proto3" json:"sent,omitempty"`
+	Failed        uint64                 `protobuf:"varint,10,opt,name=failed,proto3" json:"failed,omitempty"`
+	Rejected      uint64                 `protobuf:"varint,11,opt,name=rejected,proto3" json:"rejected,omitempty"`
+	Overrun       uint64                 `protobuf:"varint,12,opt,name=overrun,proto3" json:"overrun,omitempty"`
+	LastError     string                 `protobuf:"bytes,13,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	LastErrorAt   int64                  `protobuf:"varint,14,opt,name=last_error_at,json=lastErrorAt,proto3" json:"last_error_at,omitempty"`
+	Failing       int64                  `protobuf:"varint,15,opt,name=failing,proto3" json:"failing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportStats) Reset() {
+	*x = ExportStats{}
+	mi := &file_relay_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportStats) ProtoMessage() {}
+
+func (x *ExportStats) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportStats.ProtoReflect.Descriptor instead.
+func (*ExportStats) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ExportStats) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
+}
+
+func (x *ExportStats) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *ExportStats) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *ExportStats) GetSeen() uint64 {
+	if x != nil {
+		return x.Seen
+	}
+	return 0
+}
+
+func (x *ExportStats) GetUnsampled() uint64 {
+	if x != nil {
+		return x.Unsampled
+	}
+	return 0
+}
+
+func (x *ExportStats) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *ExportStats) GetQueued() uint64 {
+	if x != nil {
+		return x.Queued
+	}
+	return 0
+}
+
+func (x *ExportStats) GetCapacity() uint64 {
+	if x != nil {
+		return x.Capacity
+	}
+	return 0
+}
+
+func (x *ExportStats) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *ExportStats) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *ExportStats) GetRejected() uint64 {
+	if x != nil {
+		return x.Rejected
+	}
+	return 0
+}
+
+func (x *ExportStats) GetOverrun() uint64 {
+	if x != nil {
+		return x.Overrun
+	}
+	return 0
+}
+
+func (x *ExportStats) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *ExportStats) GetLastErrorAt() int64 {
+	if x != nil {
+		return x.LastErrorAt
+	}
+	return 0
+}
+
+func (x *ExportStats) GetFailing() int64 {
+	if x != nil {
+		return x.Failing
+	}
+	return 0
+}
+
 type Problem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	File          string                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
@@ -2963,7 +3128,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_relay_proto_msgTypes[32]
+	mi := &file_relay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2975,7 +3140,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[32]
+	mi := &file_relay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2988,7 +3153,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{32}
+	return file_relay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Problem) GetFile() string {
@@ -3030,7 +3195,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3207,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3220,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{33}
+	return file_relay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Skipped) GetNamespace() string {
@@ -3097,7 +3262,7 @@ type SourceStats struct {
 
 func (x *SourceStats) Reset() {
 	*x = SourceStats{}
-	mi := &file_relay_proto_msgTypes[34]
+	mi := &file_relay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3274,7 @@ func (x *SourceStats) String() string {
 func (*SourceStats) ProtoMessage() {}
 
 func (x *SourceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[34]
+	mi := &file_relay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3287,7 @@ func (x *SourceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStats.ProtoReflect.Descriptor instead.
 func (*SourceStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{34}
+	return file_relay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SourceStats) GetSource() uint32 {
@@ -3206,7 +3371,7 @@ type FlowTableStats struct {
 
 func (x *FlowTableStats) Reset() {
 	*x = FlowTableStats{}
-	mi := &file_relay_proto_msgTypes[35]
+	mi := &file_relay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3218,7 +3383,7 @@ func (x *FlowTableStats) String() string {
 func (*FlowTableStats) ProtoMessage() {}
 
 func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[35]
+	mi := &file_relay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3231,7 +3396,7 @@ func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTableStats.ProtoReflect.Descriptor instead.
 func (*FlowTableStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{35}
+	return file_relay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FlowTableStats) GetOpen() int64 {
@@ -3266,7 +3431,7 @@ type RingStats struct {
 
 func (x *RingStats) Reset() {
 	*x = RingStats{}
-	mi := &file_relay_proto_msgTypes[36]
+	mi := &file_relay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3278,7 +3443,7 @@ func (x *RingStats) String() string {
 func (*RingStats) ProtoMessage() {}
 
 func (x *RingStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[36]
+	mi := &file_relay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3291,7 +3456,7 @@ func (x *RingStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingStats.ProtoReflect.Descriptor instead.
 func (*RingStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{36}
+	return file_relay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RingStats) GetSize() int64 {
@@ -3329,7 +3494,7 @@ type HistoryStats struct {
 
 func (x *HistoryStats) Reset() {
 	*x = HistoryStats{}
-	mi := &file_relay_proto_msgTypes[37]
+	mi := &file_relay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3341,7 +3506,7 @@ func (x *HistoryStats) String() string {
 func (*HistoryStats) ProtoMessage() {}
 
 func (x *HistoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[37]
+	mi := &file_relay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3354,7 +3519,7 @@ func (x *HistoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryStats.ProtoReflect.Descriptor instead.
 func (*HistoryStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{37}
+	return file_relay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *HistoryStats) GetSince() int64 {
@@ -3410,7 +3575,7 @@ type SysctlChange struct {
 
 func (x *SysctlChange) Reset() {
 	*x = SysctlChange{}
-	mi := &file_relay_proto_msgTypes[38]
+	mi := &file_relay_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3422,7 +3587,7 @@ func (x *SysctlChange) String() string {
 func (*SysctlChange) ProtoMessage() {}
 
 func (x *SysctlChange) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[38]
+	mi := &file_relay_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3435,7 +3600,7 @@ func (x *SysctlChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysctlChange.ProtoReflect.Descriptor instead.
 func (*SysctlChange) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{38}
+	return file_relay_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SysctlChange) GetName() string {
@@ -3705,7 +3870,7 @@ const file_relay_proto_rawDesc = "" +
 	"\btrace_id\x18\x02 \x01(\fR\atraceId\x12\x17\n" +
 	"\aspan_id\x18\x03 \x01(\fR\x06spanId\x12\x14\n" +
 	"\x05flags\x18\x04 \x01(\rR\x05flags\"\x0f\n" +
-	"\rStatusRequest\"\x99\a\n" +
+	"\rStatusRequest\"\xcc\a\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -3736,7 +3901,26 @@ const file_relay_proto_rawDesc = "" +
 	"\x05state\x18\x19 \x01(\tR\x05state\x12\x1f\n" +
 	"\vstate_notes\x18\x1a \x03(\tR\n" +
 	"stateNotes\x12\x14\n" +
-	"\x05paths\x18( \x03(\tR\x05paths\"e\n" +
+	"\x05paths\x18( \x03(\tR\x05paths\x121\n" +
+	"\aexports\x18) \x03(\v2\x17.kptrace.v1.ExportStatsR\aexports\"\x9c\x03\n" +
+	"\vExportStats\x12\x16\n" +
+	"\x06signal\x18\x01 \x01(\tR\x06signal\x12\x1a\n" +
+	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x12\n" +
+	"\x04seen\x18\x04 \x01(\x04R\x04seen\x12\x1c\n" +
+	"\tunsampled\x18\x05 \x01(\x04R\tunsampled\x12\x18\n" +
+	"\adropped\x18\x06 \x01(\x04R\adropped\x12\x16\n" +
+	"\x06queued\x18\a \x01(\x04R\x06queued\x12\x1a\n" +
+	"\bcapacity\x18\b \x01(\x04R\bcapacity\x12\x12\n" +
+	"\x04sent\x18\t \x01(\x04R\x04sent\x12\x16\n" +
+	"\x06failed\x18\n" +
+	" \x01(\x04R\x06failed\x12\x1a\n" +
+	"\brejected\x18\v \x01(\x04R\brejected\x12\x18\n" +
+	"\aoverrun\x18\f \x01(\x04R\aoverrun\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\r \x01(\tR\tlastError\x12\"\n" +
+	"\rlast_error_at\x18\x0e \x01(\x03R\vlastErrorAt\x12\x18\n" +
+	"\afailing\x18\x0f \x01(\x03R\afailing\"e\n" +
 	"\aProblem\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x16\n" +
 	"\x06object\x18\x02 \x01(\tR\x06object\x12\x14\n" +
@@ -3795,7 +3979,7 @@ func file_relay_proto_rawDescGZIP() []byte {
 	return file_relay_proto_rawDescData
 }
 
-var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_relay_proto_goTypes = []any{
 	(*Request)(nil),        // 0: kptrace.v1.Request
 	(*Question)(nil),       // 1: kptrace.v1.Question
@@ -3829,13 +4013,14 @@ var file_relay_proto_goTypes = []any{
 	(*Carried)(nil),        // 29: kptrace.v1.Carried
 	(*StatusRequest)(nil),  // 30: kptrace.v1.StatusRequest
 	(*StatusResponse)(nil), // 31: kptrace.v1.StatusResponse
-	(*Problem)(nil),        // 32: kptrace.v1.Problem
-	(*Skipped)(nil),        // 33: kptrace.v1.Skipped
-	(*SourceStats)(nil),    // 34: kptrace.v1.SourceStats
-	(*FlowTableStats)(nil), // 35: kptrace.v1.FlowTableStats
-	(*RingStats)(nil),      // 36: kptrace.v1.RingStats
-	(*HistoryStats)(nil),   // 37: kptrace.v1.HistoryStats
-	(*SysctlChange)(nil),   // 38: kptrace.v1.SysctlChange
+	(*ExportStats)(nil),    // 32: kptrace.v1.ExportStats
+	(*Problem)(nil),        // 33: kptrace.v1.Problem
+	(*Skipped)(nil),        // 34: kptrace.v1.Skipped
+	(*SourceStats)(nil),    // 35: kptrace.v1.SourceStats
+	(*FlowTableStats)(nil), // 36: kptrace.v1.FlowTableStats
+	(*RingStats)(nil),      // 37: kptrace.v1.RingStats
+	(*HistoryStats)(nil),   // 38: kptrace.v1.HistoryStats
+	(*SysctlChange)(nil),   // 39: kptrace.v1.SysctlChange
 }
 var file_relay_proto_depIdxs = []int32{
 	4,  // 0: kptrace.v1.Request.filter:type_name -> kptrace.v1.Filter
@@ -3854,7 +4039,7 @@ var file_relay_proto_depIdxs = []int32{
 	10, // 13: kptrace.v1.Header.services:type_name -> kptrace.v1.ServiceInfo
 	14, // 14: kptrace.v1.ServiceInfo.name:type_name -> kptrace.v1.PortName
 	10, // 15: kptrace.v1.Idle.services:type_name -> kptrace.v1.ServiceInfo
-	34, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
+	35, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
 	13, // 17: kptrace.v1.End.losses:type_name -> kptrace.v1.Loss
 	15, // 18: kptrace.v1.Tuple.src:type_name -> kptrace.v1.AddrPort
 	15, // 19: kptrace.v1.Tuple.dst:type_name -> kptrace.v1.AddrPort
@@ -3882,27 +4067,28 @@ var file_relay_proto_depIdxs = []int32{
 	17, // 41: kptrace.v1.Flow.in:type_name -> kptrace.v1.Counters
 	25, // 42: kptrace.v1.Flow.paths:type_name -> kptrace.v1.Path
 	29, // 43: kptrace.v1.Flow.carried:type_name -> kptrace.v1.Carried
-	32, // 44: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
-	33, // 45: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
-	34, // 46: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
-	35, // 47: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
-	36, // 48: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
-	37, // 49: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
+	33, // 44: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
+	34, // 45: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
+	35, // 46: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
+	36, // 47: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
+	37, // 48: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
+	38, // 49: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
 	13, // 50: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
-	38, // 51: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
-	0,  // 52: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
-	3,  // 53: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
-	30, // 54: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
-	1,  // 55: kptrace.v1.Observer.Ask:input_type -> kptrace.v1.Question
-	7,  // 56: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
-	7,  // 57: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
-	31, // 58: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
-	2,  // 59: kptrace.v1.Observer.Ask:output_type -> kptrace.v1.Document
-	56, // [56:60] is the sub-list for method output_type
-	52, // [52:56] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	39, // 51: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
+	32, // 52: kptrace.v1.StatusResponse.exports:type_name -> kptrace.v1.ExportStats
+	0,  // 53: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
+	3,  // 54: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
+	30, // 55: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
+	1,  // 56: kptrace.v1.Observer.Ask:input_type -> kptrace.v1.Question
+	7,  // 57: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
+	7,  // 58: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
+	31, // 59: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
+	2,  // 60: kptrace.v1.Observer.Ask:output_type -> kptrace.v1.Document
+	57, // [57:61] is the sub-list for method output_type
+	53, // [53:57] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_relay_proto_init() }
@@ -3923,7 +4109,7 @@ func file_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_relay_proto_rawDesc), len(file_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

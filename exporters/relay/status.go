@@ -44,8 +44,28 @@ type Status struct {
 	Paths []string
 	// ConntrackEntries of at most ConntrackLimit are in the kernel's table.
 	ConntrackEntries, ConntrackLimit int
+	// Exports is what became of connections that are exported, one for each
+	// signal.
+	Exports []Export
 	// Blind lists what this setup cannot see, in sentences without full stop.
 	Blind []string
+}
+
+// Export is what became of the connections of one OTLP signal:
+//
+//	Seen = Unsampled + Dropped + Queued + Sent + Failed
+type Export struct {
+	// Signal is traces or logs, Endpoint where they go as far as a flag said
+	// it, Protocol how.
+	Signal, Endpoint, Protocol string
+	// Dropped found no room among Capacity, Queued wait or are being sent,
+	// Failed were refused or given up. Rejected counts spans or records that
+	// were taken and not kept, Overrun updates that came too fast.
+	Seen, Unsampled, Dropped, Queued, Capacity, Sent, Failed, Rejected, Overrun uint64
+	// LastError is why the newest request failed. Failing is since when
+	// nothing could be sent, zero if all is well.
+	LastError            string
+	LastErrorAt, Failing time.Time
 }
 
 // TableStats describes the table of flows in the making.

@@ -37,6 +37,9 @@ type Config struct {
 	// DESTROY brings them. It is called for each update and must be cheap. Nil
 	// is always.
 	Watched func() bool
+	// Counters says whether the counters of a flow that is about to end are
+	// wanted at once, although nobody looks. Nil is never.
+	Counters func(*trace.Flow) bool
 	// Paths says whether paths of packets come, so that flows which have ended
 	// wait for theirs. Nil is never.
 	Paths func() bool
@@ -105,6 +108,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Watched == nil {
 		c.Watched = func() bool { return true }
+	}
+	if c.Counters == nil {
+		c.Counters = func(*trace.Flow) bool { return false }
 	}
 	if c.Emit == nil {
 		c.Emit = func(*trace.Flow) {}

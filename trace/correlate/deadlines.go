@@ -39,7 +39,7 @@ func (c *Correlator) stateOver(r *rec, now int64) {
 			r.stateDue = now + askAgain
 		}
 	case closing:
-		if !r.asked && !r.counted && c.cfg.Watched() && c.ask(r) {
+		if !r.asked && !r.counted && (c.cfg.Watched() || c.cfg.Counters(r.f)) && c.ask(r) {
 			r.asked = true
 			r.stateDue = now + askWait
 			return

@@ -11,11 +11,12 @@ import (
 
 // TestUnwatched wants fewer updates while nobody looks, and the same flows.
 func TestUnwatched(t *testing.T) {
-	watched, asked := false, 0
+	watched, counters, asked := false, false, 0
 	var got []*trace.Flow
 	x := newTraffic(func(c *correlate.Config) {
 		c.Emit = func(f *trace.Flow) { got = append(got, f) }
 		c.Watched = func() bool { return watched }
+		c.Counters = func(f *trace.Flow) bool { return counters && f.Outcome == trace.Closed }
 		c.Ask = func(conntrack.Tuple) bool { asked++; return true }
 	})
 	wait := func(d time.Duration) {
@@ -54,6 +55,17 @@ func TestUnwatched(t *testing.T) {
 	if n != 2 || len(got) != 2 || got[1].Outcome != trace.Pending {
 		t.Fatalf("%d open, %d updates, %+v", n, len(got), got)
 	}
+	// An exporter wants the counters: they are asked for, and nothing else.
+	counters = true
+	x.n++
+	got = got[:0]
+	x.connection()
+	wait(60 * time.Millisecond)
+	if asked != 1 || len(got) != 0 {
+		t.Errorf("exported: %d updates, %d questions", len(got), asked)
+	}
+	counters, asked = false, 0
+	wait(300 * time.Millisecond)
 	// Somebody looks: each change at once, and the counters are asked for.
 	watched = true
 	x.n++
