@@ -115,11 +115,33 @@ func choose(eps []Endpoint, o Overlay, policy string, scope func(*Endpoint) bool
 			why[i] = overlay
 		case admitted != nil && !admitted(ep):
 			why[i] = otherZone
-		default:
-			chosen = append(chosen, *ep)
 		}
 	}
-	return chosen, word, why
+	return those(eps, why), word, why
+}
+
+// those returns the endpoints that nothing keeps out: eps itself where that is
+// all of them, which is the usual case, and much memory in large clusters.
+func those(eps []Endpoint, why []reason) []Endpoint {
+	n := 0
+	for _, r := range why {
+		if r == in {
+			n++
+		}
+	}
+	switch n {
+	case 0:
+		return nil
+	case len(eps):
+		return eps[:n:n]
+	}
+	chosen := make([]Endpoint, 0, n)
+	for i := range eps {
+		if why[i] == in {
+			chosen = append(chosen, eps[i])
+		}
+	}
+	return chosen
 }
 
 // admits returns which of the ready endpoints the node may use by their

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"sync/atomic"
 	"syscall"
 
@@ -218,6 +219,12 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	}
 	if err := f.kube.adjustOOM(kcfg, f.dropIn()); err != nil {
 		logger.Error("the kernel may kill this process as readily as others", "err", err)
+	}
+
+	if !f.trace && os.Getenv("GOGC") == "" {
+		// Its garbage comes at syncs alone, where nobody waits for the few
+		// milliseconds more that it costs to need a third less memory.
+		debug.SetGCPercent(50)
 	}
 
 	// Ctrl-C is somebody at a terminal who wants it undone; SIGTERM is a

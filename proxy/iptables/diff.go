@@ -60,9 +60,8 @@ type having interface {
 	stands(table, chain, rule string) (place, times int)
 }
 
-// diff lists what turns h into u.
-func (u *unit) diff(h having) []Change {
-	var out []Change
+// diff adds what turns h into u.
+func (u *unit) diff(out []Change, h having) []Change {
 	// Each group goes to the head of its chain, so the last one comes first.
 	for i := len(u.shared) - 1; i >= 0; i-- {
 		if c, ok := u.shared[i].diff(h); ok {
@@ -186,9 +185,9 @@ func (p *program) since(old *program) []Change {
 		switch was {
 		case u:
 		case nil:
-			out = append(out, u.diff(&unit{})...)
+			out = u.diff(out, &unit{})
 		default:
-			out = append(out, u.diff(was)...)
+			out = u.diff(out, was)
 			out = append(out, was.gone(u)...)
 		}
 	}
@@ -215,7 +214,7 @@ func (c *Change) lines() []string {
 	case c.Kind == xtables.Extra:
 		return []string{":" + c.Chain + " - [0:0]", "-X " + c.Chain}
 	case c.Kind == xtables.Missing || c.what == rewrite:
-		out = append(out, ":"+c.Chain+" - [0:0]")
+		out = append(make([]string, 0, 1+len(c.rules)), ":"+c.Chain+" - [0:0]")
 		for _, r := range c.rules {
 			out = append(out, "-A "+c.Chain+" "+r)
 		}

@@ -53,8 +53,15 @@ func (l *live) diff(p *program) []Change {
 	out := l.fixed(p.fixed)
 	wanted := make(map[[2]string]bool) // chains
 	rules := make(map[[3]string]bool)  // rules in shared chains
+	most := 0
 	for _, u := range p.units {
-		out = append(out, u.diff(l)...)
+		most += len(u.shared) + len(u.chains)
+	}
+	if l.rs.Chain("nat", chainServices) == nil {
+		out = slices.Grow(out, most) // nothing is there yet
+	}
+	for _, u := range p.units {
+		out = u.diff(out, l)
 		for i := range u.chains {
 			wanted[[2]string{u.chains[i].table, u.chains[i].name}] = true
 		}

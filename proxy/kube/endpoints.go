@@ -1,10 +1,10 @@
 package kube
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -15,12 +15,17 @@ import (
 // endpoints gives a Service port the endpoints of its name, protocol and
 // family.
 func (p *part) endpoints(s *proxy.Service, all []*discoveryv1.EndpointSlice) {
-	type keyed struct {
-		key string
-		ep  proxy.Endpoint
+	total := 0
+	for _, slice := range all {
+		if _, ok := portOf(s, slice); ok {
+			total += len(slice.Endpoints)
+		}
 	}
-	var list []keyed
-	at := map[netip.AddrPort]int{}
+	if total == 0 {
+		return
+	}
+	list := make([]proxy.Endpoint, 0, total)
+	at := make(map[netip.AddrPort]int, total)
 	for _, slice := range all {
 		port, ok := portOf(s, slice)
 		if !ok {
@@ -37,9 +42,9 @@ func (p *part) endpoints(s *proxy.Service, all []*discoveryv1.EndpointSlice) {
 			// terminating wins.
 			if i, ok := at[e.Addr]; !ok {
 				at[e.Addr] = len(list)
-				list = append(list, keyed{e.Addr.String(), e})
-			} else if list[i].ep.Terminating && !e.Terminating {
-				list[i].ep = e
+				list = append(list, e)
+			} else if list[i].Terminating && !e.Terminating {
+				list[i] = e
 			}
 		}
 	}
@@ -47,11 +52,12 @@ func (p *part) endpoints(s *proxy.Service, all []*discoveryv1.EndpointSlice) {
 		s.OtherPorts = otherPorts(s, all)
 		return
 	}
-	slices.SortFunc(list, func(a, b keyed) int { return strings.Compare(a.key, b.key) })
-	s.Endpoints = make([]proxy.Endpoint, len(list))
-	for i := range list {
-		s.Endpoints[i] = list[i].ep
-	}
+	// By their text, as kube-proxy has them.
+	slices.SortFunc(list, func(a, b proxy.Endpoint) int {
+		var x, y [64]byte
+		return bytes.Compare(a.Addr.AppendTo(x[:0]), b.Addr.AppendTo(y[:0]))
+	})
+	s.Endpoints = list
 }
 
 // portOf returns the port that a slice's endpoints serve s on.

@@ -67,7 +67,13 @@ func (c cell) world(dir string) (*world, error) {
 	}
 	w := &world{cell: c, ns: ns, state: c.services()}
 	w.backend = w.newBackend(dir)
-	return w, nil
+	return w, w.ready()
+}
+
+// ready settles the flavour, which a proxy does once, before its first sync.
+func (w *world) ready() error {
+	_, _, err := w.backend.Preflight(context.Background())
+	return err
 }
 
 func (w *world) newBackend(dir string) *iptables.Backend {
@@ -105,21 +111,22 @@ func (w *world) extra(ctx context.Context, add bool) (float64, error) {
 	return w.sync(ctx)
 }
 
+// measure measures one line: memory, drift and restart first, while this process
+// has done nothing else; then times, of ours in turn with those of the floor.
 func measure(ctx context.Context, c cell) (*result, error) {
 	r := &result{cell: c}
 	w, err := c.world("")
 	if err != nil {
 		return nil, err
 	}
-	if _, _, err := w.backend.Preflight(ctx); err != nil {
-		return nil, err
-	}
-	if r.Full, err = w.sync(ctx); err != nil {
+	if _, err := w.sync(ctx); err != nil {
 		return nil, err
 	}
 	r.Rules, r.Commits = w.report.Rules, w.report.Commits
-	if r.Endpoint, r.Add, r.Remove, err = w.small(ctx); err != nil {
-		return nil, err
+	for _, do := range w.steps(0) {
+		if _, err := do(ctx); err != nil {
+			return nil, err
+		}
 	}
 	r.Memory = peak()
 	if err := w.drift(ctx, r); err != nil {
@@ -133,26 +140,16 @@ func measure(ctx context.Context, c cell) (*result, error) {
 		return nil, fmt.Errorf("a restart wrote %d commits", w.report.Commits)
 	}
 	w.ns.Close()
-	return r, r.floor(ctx)
+	return r, r.race(ctx)
 }
 
-// small makes small changes in turn and says how long each kind took.
-func (w *world) small(ctx context.Context) (endpoint, add, remove float64, err error) {
-	var all [3][]float64
-	for n := range rounds {
-		for i, do := range []func() (float64, error){
-			func() (float64, error) { return w.change(ctx, n) },
-			func() (float64, error) { return w.extra(ctx, true) },
-			func() (float64, error) { return w.extra(ctx, false) },
-		} {
-			took, err := do()
-			if err != nil {
-				return 0, 0, 0, err
-			}
-			all[i] = append(all[i], took)
-		}
+// steps are the n-th small change of each kind.
+func (w *world) steps(n int) []func(context.Context) (float64, error) {
+	return []func(context.Context) (float64, error){
+		func(ctx context.Context) (float64, error) { return w.change(ctx, n) },
+		func(ctx context.Context) (float64, error) { return w.extra(ctx, true) },
+		func(ctx context.Context) (float64, error) { return w.extra(ctx, false) },
 	}
-	return median(all[0]), median(all[1]), median(all[2]), nil
 }
 
 // drift watches for a while, then changes a rule from outside.
@@ -203,128 +200,116 @@ func (w *world) drift(ctx context.Context, r *result) error {
 	return <-done
 }
 
-// floor captures what is written and gives it to the same programs again, in
-// turn with full syncs of ours.
-func (r *result) floor(ctx context.Context) error {
+// race captures what is written and gives it to the same programs again, in turn
+// with syncs of ours.
+func (r *result) race(ctx context.Context) error {
 	dir, err := os.MkdirTemp("", "benchsync")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := wrap(dir, r.Flavour); err != nil {
-		return err
-	}
-	w, err := r.world(dir)
+	full, small, err := r.capture(ctx, dir)
 	if err != nil {
 		return err
 	}
-	defer w.ns.Close()
-	if _, err := w.sync(ctx); err != nil {
-		return err
-	}
-	full, err := texts(dir)
-	if err != nil {
-		return err
-	}
-	small, err := w.kept(ctx, dir)
-	if err != nil {
-		return err
-	}
-	var ns *netns.NS
+	var ours *world
+	var floor *netns.NS
 	for n := range max(r.Rounds, 1) {
 		if n > 0 {
-			took, err := r.again(ctx)
-			if err != nil {
-				return err
-			}
-			r.Full = min(r.Full, took)
-			ns.Close()
+			ours.ns.Close()
+			floor.Close()
 		}
-		if ns, err = netns.New(); err != nil {
+		if ours, err = r.world(""); err != nil {
 			return err
 		}
-		took, err := restore(ctx, r.Flavour, ns, full)
+		if floor, err = netns.New(); err != nil {
+			return err
+		}
+		took, err := ours.sync(ctx)
+		if err != nil {
+			return err
+		}
+		bare, err := restore(ctx, r.Flavour, floor, full)
 		if err != nil {
 			return err
 		}
 		if n == 0 {
-			r.FloorFull = took
+			r.Full, r.FloorFull = took, bare
 		}
-		r.FloorFull = min(r.FloorFull, took)
+		r.Full, r.FloorFull = min(r.Full, took), min(r.FloorFull, bare)
 	}
-	defer ns.Close()
-	return r.floorSmall(ctx, ns, small)
+	defer ours.ns.Close()
+	defer floor.Close()
+	return r.raceSmall(ctx, ours, floor, small)
 }
 
-// again measures one more full sync of ours.
-func (c cell) again(ctx context.Context) (float64, error) {
-	w, err := c.world("")
+// capture makes a full sync and the small changes and returns the files with
+// what each wrote.
+func (r *result) capture(ctx context.Context, dir string) (full []string, small [rounds][3][]string, err error) {
+	if err := wrap(dir, r.Flavour); err != nil {
+		return nil, small, err
+	}
+	w, err := r.world(dir)
 	if err != nil {
-		return 0, err
+		return nil, small, err
 	}
 	defer w.ns.Close()
-	if _, _, err := w.backend.Preflight(ctx); err != nil {
-		return 0, err
+	if _, err := w.sync(ctx); err != nil {
+		return nil, small, err
 	}
-	return w.sync(ctx)
-}
-
-// kept makes the small changes and returns the files of what each kind wrote.
-func (w *world) kept(ctx context.Context, dir string) (small [3][][]string, err error) {
-	before, err := texts(dir)
-	if err != nil {
-		return small, err
+	if full, err = texts(dir); err != nil {
+		return nil, small, err
 	}
+	known := len(full)
 	for n := range rounds {
-		for i, do := range []func() (float64, error){
-			func() (float64, error) { return w.change(ctx, n) },
-			func() (float64, error) { return w.extra(ctx, true) },
-			func() (float64, error) { return w.extra(ctx, false) },
-		} {
-			if _, err := do(); err != nil {
-				return small, err
+		for i, do := range w.steps(n) {
+			if _, err := do(ctx); err != nil {
+				return nil, small, err
 			}
-			after, err := texts(dir)
+			all, err := texts(dir)
 			if err != nil {
-				return small, err
+				return nil, small, err
 			}
-			small[i] = append(small[i], after[len(before):])
-			before = after
+			small[n][i], known = all[known:], len(all)
 		}
 	}
-	return small, nil
+	return full, small, nil
 }
 
-// floorSmall measures small restores, and those of one endpoint once more in a
-// table that the built-in chains do not lead to.
-func (r *result) floorSmall(ctx context.Context, ns *netns.NS, small [3][][]string) error {
-	var took [3][]float64
+// raceSmall measures small changes, and the floor of those of one endpoint once
+// more in a table that the built-in chains do not lead to.
+func (r *result) raceSmall(ctx context.Context, ours *world, floor *netns.NS, small [rounds][3][]string) error {
+	var took, bare [3][]float64
 	for n := range rounds {
-		for i := range small {
-			t, err := restore(ctx, r.Flavour, ns, small[i][n])
+		for i, do := range ours.steps(n) {
+			t, err := do(ctx)
 			if err != nil {
 				return err
 			}
-			took[i] = append(took[i], t)
+			b, err := restore(ctx, r.Flavour, floor, small[n][i])
+			if err != nil {
+				return err
+			}
+			took[i], bare[i] = append(took[i], t), append(bare[i], b)
 		}
 	}
-	r.FloorEndpoint, r.FloorAdd, r.FloorRemove = median(took[0]), median(took[1]), median(took[2])
+	r.Endpoint, r.Add, r.Remove = median(took[0]), median(took[1]), median(took[2])
+	r.FloorEndpoint, r.FloorAdd, r.FloorRemove = median(bare[0]), median(bare[1]), median(bare[2])
 	if r.Flavour != "nft" {
 		return nil
 	}
 	for _, chain := range []string{"PREROUTING", "OUTPUT"} {
-		if _, err := exec.Run(ctx, exec.Spec{Path: "iptables-nft", Netns: ns.Fd(), Args: []string{"-w", "5", "-t", "nat", "-F", chain}}); err != nil {
+		if _, err := exec.Run(ctx, exec.Spec{Path: "iptables-nft", Netns: floor.Fd(), Args: []string{"-w", "5", "-t", "nat", "-F", chain}}); err != nil {
 			return err
 		}
 	}
-	// The changes went through all addresses: begin with the first again.
 	var unhooked []float64
-	for n := range rounds {
-		t, err := restore(ctx, r.Flavour, ns, small[0][n])
+	for n := range rounds { // through the same addresses again
+		b, err := restore(ctx, r.Flavour, floor, small[n][0])
 		if err != nil {
 			return err
 		}
-		unhooked = append(unhooked, t)
+		unhooked = append(unhooked, b)
 	}
 	r.Unhooked = median(unhooked)
 	return nil

@@ -18,7 +18,7 @@ const (
 )
 
 func printHead() {
-	fmt.Printf("load %s; full syncs: the best of some, in turn with the floor; small changes: the median of %d\n\n", load(), rounds)
+	fmt.Printf("load %s; full syncs: the best of some; small changes: the median of %d; each in turn with the floor\n\n", load(), rounds)
 	fmt.Println("Services x endpoints  flavour  rules    full sync (floor)   one endpoint (floor)  Service added (floor)  removed (floor)       restart    memory   drift seen in")
 }
 

@@ -28,7 +28,7 @@ func (m metrics) took() float64  { return m.full + m.partial }
 // scrape asks the proxy in a namespace.
 func scrape(ctx context.Context, ns *netns.NS) (m metrics, err error) {
 	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
+		DisableKeepAlives: true, DisableCompression: true,
 		DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 			err = ns.Do(func() error {
 				conn, err = (&net.Dialer{}).DialContext(ctx, network, addr)
