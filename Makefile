@@ -1,6 +1,7 @@
 # One line per target; what needs more is a script in scripts/.
 #
-#   MODE=iptables         the mode of the demo's proxy
+#   MODE=iptables         the mode of the demo's proxy, and of the stack's
+#   CHECK=1               check the stack, and exit
 #   TESTFLAGS=-count=1    what go test gets; the kernel and the user are no input
 #                         its cache knows of, so results are not cached
 #   RUN=SideBySide        the end-to-end tests to run
@@ -9,7 +10,7 @@
 #   PREFIX, DESTDIR       where install puts the binary
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test e2e lint bench bench-sync fuzz generate install clean
+.PHONY: help deps build demo test e2e stack lint bench bench-sync fuzz generate install clean
 
 # Every command sees the tools that deps set up; cgo is never used. -trimpath
 # makes the build cache independent of where the clone and the modules lie.
@@ -39,6 +40,9 @@ test: deps ## vet, every test (a missing kernel feature fails), and the build fo
 
 e2e: deps build ## against a real API server and upstream kube-proxy, built once (some minutes) and kept
 	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go test -tags e2e -v -timeout 9m $(TESTFLAGS) $(if $(RUN),-run '$(RUN)') ./test/e2e/...
+
+stack: deps build ## a lab with Prometheus and its page on this machine; CHECK=1 checks what it shows, and exits
+	@$(ENV) bin/kptrace lab stack $(if $(MODE),--mode $(MODE)) $(if $(CHECK),--check)
 
 lint: ## golangci-lint, pinned; the first run builds it
 	@scripts/lint.sh
