@@ -35,6 +35,8 @@ type Config struct {
 	// most (200): more endpoints than that are asked less often.
 	Interval, Timeout time.Duration
 	Rate              int
+	// Dial makes a TCP connection; nil means from where we are.
+	Dial func(context.Context, netip.AddrPort) (net.Conn, error)
 	// Changed is told what went out or came back. It must not wait.
 	Changed func(Change)
 	Logger  *slog.Logger
@@ -84,6 +86,11 @@ func NewChecker(cfg Config) *Checker {
 	cfg.Rate = cmp.Or(cfg.Rate, 200)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", addr.String())
+		}
 	}
 	return &Checker{cfg: cfg, machine: NewMachine(cfg.Policy)}
 }
@@ -235,9 +242,13 @@ func (c *Checker) probe(ctx context.Context) {
 
 // connect makes one connection and closes it at once.
 func (c *Checker) connect(ctx context.Context, addr netip.AddrPort) {
-	d := net.Dialer{Timeout: c.cfg.Timeout}
-	conn, err := d.DialContext(ctx, "tcp", addr.String())
+	within, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	conn, err := c.cfg.Dial(within, addr)
 	if ctx.Err() != nil {
+		if err == nil {
+			_ = conn.Close()
+		}
 		return
 	}
 	sign := Answered
@@ -315,7 +326,9 @@ func (t *tableSigns) read(ctx context.Context, table Table) ([]tableSign, error)
 			if t.waiting[f.Orig] {
 				told[f.Orig] = true
 			}
-		case f.State == conntrack.TCPClose && f.Status&conntrack.Assured == 0 && f.Status&conntrack.SeenReply != 0:
+		case f.State == conntrack.TCPClose && f.Status&conntrack.SeenReply != 0 && f.In.Packets == 1:
+			// The reset is all that came back; without nf_conntrack_acct
+			// nobody can tell.
 			if !t.told[f.Orig] {
 				signs = append(signs, tableSign{ep, ResetsSYN})
 			}
