@@ -70,6 +70,9 @@ type Config struct {
 	// Sysctls are set at the start, below /proc/sys, and set back with what
 	// else was changed. One that cannot be set ends the node.
 	Sysctls []Sysctl
+	// ServerHealth checks endpoints and keeps those out for a time that do not
+	// answer; see package serverhealth.
+	ServerHealth bool
 	// StateDir keeps the lock and what sysctls were; the socket's folder if
 	// empty.
 	StateDir string

@@ -34,6 +34,7 @@ func (n *node) metricsConfig(families []string) prom.Config {
 		Sync: func() proxy.SyncStats { return n.syncer.Stats() }, Started: n.started,
 		Flows: n.cfg.Metrics, View: n.view,
 		Packets: packetCounter, Conntrack: new(tableStats).read, Recent: (&recentLists{view: n.view}).read,
+		EndpointHealth: n.endpointHealth,
 	}
 	if w, ok := n.cfg.Backend.(proxy.Watcher); ok {
 		c.Drift = w.DriftStats

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,6 +19,7 @@ import (
 	"github.com/kptrace/kptrace/exporters/relay"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/health"
+	"github.com/kptrace/kptrace/proxy/serverhealth"
 )
 
 // listenPatience is how long the proxy waits for the tracer before it
@@ -47,6 +49,7 @@ type node struct {
 	spans   spans
 	health  *health.Source
 	ports   *health.Servers
+	servers atomic.Pointer[serverhealth.Checker] // nil where nobody checks
 }
 
 // Run runs one node until ctx ends, which is no error. It fails at once if
@@ -188,6 +191,12 @@ func (n *node) run(ctx context.Context) error {
 		return nil
 	})
 	n.exportSpans(ctx, g)
+	if n.cfg.ServerHealth {
+		g.Go(func() error {
+			n.checkServers(ctx)
+			return nil
+		})
+	}
 	n.serve(ctx, g)
 	return g.Wait()
 }

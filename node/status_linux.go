@@ -60,6 +60,7 @@ func (n *node) status() relay.Status {
 	if n.cfg.StateNotes != nil {
 		s.StateNotes = n.cfg.StateNotes()
 	}
+	s.StateNotes = append(s.StateNotes, n.outNotes()...)
 	sync := n.syncer.Stats()
 	s.Synced = sync.LastEnd
 	if sync.LastError != nil {

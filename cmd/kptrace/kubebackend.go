@@ -99,7 +99,7 @@ func (f *proxyFlags) nodeConfig(c *config.Config, logger *slog.Logger) (node.Con
 		Version: version, Logger: logger,
 		Trace: f.trace, NFLogGroup: f.group, MasqueradeMark: 1 << *c.IPTables.MasqueradeBit,
 		Socket: f.socket, HistoryFailures: f.historyFailures, HistorySuccesses: f.historySuccesses,
-		NoLocalhost: !localhost(c),
+		NoLocalhost: !localhost(c), ServerHealth: f.serverHealth,
 		HealthPorts: prefixes(c.NodePortAddresses),
 		HTTP:        served, Sysctls: f.kube.sysctls(c, dropIn),
 		SyncPeriod: c.IPTables.SyncPeriod.Duration, MinSyncPeriod: f.kube.minSyncPeriod(c, dropIn),

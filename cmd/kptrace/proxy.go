@@ -32,6 +32,7 @@ type proxyFlags struct {
 	ipvs               ipvsFlags
 	modeFallback       bool
 	takeOver           bool
+	serverHealth       bool
 	trace              bool
 	group              uint16
 	socket             string
@@ -81,6 +82,9 @@ A start in one mode removes the rules of others.`,
   # Try the next pod when one does not answer, and show each try in follow
   kptrace proxy --manifests ./state --node node1 --mode userspace
 
+  # Take endpoints out that do not answer, in any mode
+  kptrace proxy --manifests ./state --node node1 --server-health
+
   # Let IPVS balance by weighted least connections; without ip_vs it says so and
   # uses iptables
   kptrace proxy --manifests ./state --node node1 --mode ipvs --ipvs-scheduler wlc
@@ -109,6 +113,7 @@ A start in one mode removes the rules of others.`,
 	fl.StringVar(&f.socket, "socket", "", "Unix socket to answer follow, show and status on (default: "+relay.DefaultSocket()+")")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "print what would be programmed, as iptables-restore takes it, and exit")
 	fl.StringVar(&f.undo, "undo-on-exit", "auto", "remove rules and set sysctls back at the end: always, never, or auto (on Ctrl-C, not on SIGTERM)")
+	fl.BoolVar(&f.serverHealth, "server-health", false, "connect to endpoints to see whether they answer, and send no new connections to one that does not, as long as enough others are left")
 	fl.BoolVar(&f.verbose, "verbose", false, "log every sync")
 	fl.IntVar(&f.historyFailures, "history-failures", 10_000, "failed connections to keep")
 	f.metrics.add(cmd)

@@ -63,6 +63,9 @@ type Config struct {
 	// Findings lists what a check of the kernel against the desired state
 	// found last.
 	Findings func() []Finding
+	// EndpointHealth says what checking endpoints found; false where nobody
+	// checks.
+	EndpointHealth func() (EndpointHealth, bool)
 	// Counters adds metrics of other exporters.
 	Counters func() []Counter
 }

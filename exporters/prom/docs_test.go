@@ -44,6 +44,9 @@ func everything(t *testing.T) *Exporter {
 		IPVS: func() []Virtual {
 			return []Virtual{{Service: name, Addr: netip.MustParseAddrPort("10.96.0.1:80"), Scheduler: "rr", Real: []Real{{Addr: addr}, {Addr: netip.MustParseAddrPort("10.0.0.2:8080")}}}}
 		},
+		EndpointHealth: func() (EndpointHealth, bool) {
+			return EndpointHealth{Out: 1, Outs: 2, Kept: 3, Answered: 4, Failed: 5, Freed: 6}, true
+		},
 		Findings: func() []Finding { return []Finding{{Code: "stale-conntrack", Severity: "warning", Count: 2}} },
 		Counters: func() []Counter {
 			return []Counter{{Name: "kptrace_example_total", Help: "An example.", Labels: []string{"kind", "x"}, Value: 1}}

@@ -122,6 +122,11 @@ func (n nodeState) Collect(ch chan<- prometheus.Metric) {
 			collectVirtual(s, &v)
 		}
 	}
+	if n.cfg.EndpointHealth != nil {
+		if h, ok := n.cfg.EndpointHealth(); ok {
+			collectEndpointHealth(s, h)
+		}
+	}
 	if n.cfg.Findings != nil {
 		for _, f := range n.cfg.Findings() {
 			s.gauge("kptrace_check_findings", "What the last check of the kernel against the desired state found, by code.", float64(f.Count), "code", f.Code, "severity", f.Severity)
