@@ -43,6 +43,12 @@ type pathRig struct {
 
 func newPathRig(t *testing.T, ns *netns.NS, fl xtables.Flavour, six bool) *pathRig {
 	t.Helper()
+	return newPathRigOf(t, ns, fl, six, 0)
+}
+
+// newPathRigOf is newPathRig with a receive buffer of a size.
+func newPathRigOf(t *testing.T, ns *netns.NS, fl xtables.Flavour, six bool, buffer int) *pathRig {
+	t.Helper()
 	r := &pathRig{t: t, ns: ns, flavour: fl, six: six, tools: xtables.Tools{Netns: ns.Fd()}}
 	r.frames.wake = make(chan struct{}, 1)
 	lose := func(l trace.Loss) {
@@ -52,9 +58,9 @@ func newPathRig(t *testing.T, ns *netns.NS, fl xtables.Flavour, six bool) *pathR
 		r.joiner.Lost(l)
 	}
 	if fl == xtables.NFT {
-		r.source = nftSource{nftrace.New(nftrace.Config{OnLoss: lose})}
+		r.source = nftSource{nftrace.New(nftrace.Config{OnLoss: lose, ReceiveBuffer: buffer})}
 	} else {
-		r.source = legacySource{legacytrace.New(legacytrace.Config{OnLoss: lose})}
+		r.source = legacySource{legacytrace.New(legacytrace.Config{OnLoss: lose, ReceiveBuffer: buffer})}
 		for _, name := range []string{"net.netfilter.nf_log.2", "net.netfilter.nf_log.10"} {
 			r.must(ns.SetSysctl(name, "nfnetlink_log"))
 		}

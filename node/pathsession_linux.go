@@ -30,7 +30,7 @@ const (
 	// pathQueue bounds the frames that wait to be joined, in bytes.
 	pathQueue = 128 << 20
 	// pathEnd is how long after the selection is emptied reports may still come.
-	pathEnd = 300 * time.Millisecond
+	pathEnd = 600 * time.Millisecond
 	// pathLate is how long a path waits for its flow.
 	pathLate = 3 * time.Second
 	// reloadLeast is the least time between two readings of all rules.

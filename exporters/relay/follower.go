@@ -20,7 +20,7 @@ const (
 	// the Ring.
 	overlap = 2 * time.Second
 	// pathsLate is how long after a packet its path may come.
-	pathsLate = 500 * time.Millisecond
+	pathsLate = 800 * time.Millisecond
 	// gather is how long a follower that allows it waits for more to send.
 	gather = 10 * time.Millisecond
 )

@@ -10,7 +10,7 @@ import (
 const (
 	// pathSettle is how long after a connection's end, or its first path, more of
 	// them may come.
-	pathSettle = 600 * time.Millisecond
+	pathSettle = time.Second
 	// pathGiveUp is when one without any is shown as it is.
 	pathGiveUp = 3 * time.Second
 	// pathOpen is when a connection that goes on is shown with its paths.

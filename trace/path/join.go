@@ -24,7 +24,8 @@ type Config struct {
 	Own func(table, chain string) bool
 	// Emit gets each path when nothing more was seen of its packet for Quiet.
 	Emit func(Joined)
-	// Quiet is 150 ms if zero. Patience is how long a path waits for a rule that
+	// Quiet is 150 ms if zero; a packet that has not come to an end waits for
+	// three times as long. Patience is how long a path waits for a rule that
 	// Rules promises to know later; 3 s if zero.
 	Quiet, Patience time.Duration
 	// MaxPackets bounds the packets under way; 65,536 if zero. Beyond, the oldest
@@ -245,7 +246,11 @@ func (j *Joiner) Advance(now time.Time) {
 	t := now.UnixNano()
 	keep := j.order[:0]
 	for _, p := range j.order {
-		if !p.over && t-p.last >= int64(j.cfg.Quiet) && (j.known(p) || t-p.last >= int64(j.cfg.Patience)) {
+		quiet := int64(j.cfg.Quiet)
+		if !p.ended() {
+			quiet *= 3 // whoever reads may have been kept from it
+		}
+		if !p.over && t-p.last >= quiet && (j.known(p) || t-p.last >= int64(j.cfg.Patience)) {
 			j.finish(p, t)
 		}
 		if !p.over {
@@ -264,6 +269,16 @@ func (j *Joiner) Flush(now time.Time) {
 		}
 	}
 	j.order = nil
+}
+
+// ended reports whether the last report is one that nothing follows.
+func (p *packet) ended() bool {
+	if len(p.hits) == 0 {
+		return false
+	}
+	h := &p.hits[len(p.hits)-1]
+	return h.hook == "postrouting" && (h.Table == "nat" || h.Kind == trace.HopPolicy) || h.hook == "input" && h.Kind == trace.HopPolicy ||
+		h.Verdict == "drop"
 }
 
 // known reports whether all rules of a packet are known, as far as they will be.
