@@ -137,7 +137,11 @@ func (p *pathTracer) want(asks []*pathAsk) selection.Want {
 
 // run traces whenever somebody asks, until ctx ends.
 func (p *pathTracer) run(ctx context.Context) {
-	if err := selection.Reap(ctx, p.tools); err != nil && ctx.Err() == nil {
+	err := selection.Reap(ctx, p.tools)
+	for _, name := range [...]string{nfLog4, nfLog6} {
+		err = errors.Join(err, p.owner.reset(name))
+	}
+	if err != nil && ctx.Err() == nil {
 		p.logger.Warn("what an earlier run traced could not be removed; it times out by itself", "err", err)
 	}
 	for ctx.Err() == nil {

@@ -146,11 +146,17 @@ func (s *pathSession) setUp(ctx context.Context) error {
 	return s.choose(ctx)
 }
 
+// nfLog4 and nfLog6 say who logs what iptables-legacy traces.
+const (
+	nfLog4 = "net/netfilter/nf_log/2"
+	nfLog6 = "net/netfilter/nf_log/10"
+)
+
 // nfLogs are the sysctls that send legacy traces to nfnetlink_log.
 func (s *pathSession) nfLogs() []string {
-	names := []string{"net/netfilter/nf_log/2"}
+	names := []string{nfLog4}
 	if s.p.ipv6() {
-		names = append(names, "net/netfilter/nf_log/10")
+		names = append(names, nfLog6)
 	}
 	return names
 }
