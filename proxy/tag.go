@@ -18,22 +18,24 @@ type TagKind uint8
 // The kinds of tagged rules. The first group decides, the second reports the
 // life of a connection.
 const (
-	TagNone   TagKind = iota
-	TagPick           // an endpoint was picked; before DNAT
-	TagMiss           // no affinity entry matched; between recheck and balancing
-	TagReject         // before a REJECT of ours
-	TagDrop           // before a DROP of ours
-	TagSyn            // a SYN of a connection already translated: a retransmit
-	TagSynAck         // the answer to a SYN
-	TagFin            // the first or second FIN
-	TagRst            // an RST
-	TagICMP           // an ICMP error about a translated connection
-	TagReply          // the first answer of a UDP flow
+	TagNone    TagKind = iota
+	TagPick            // an endpoint was picked; before DNAT
+	TagMiss            // no affinity entry matched; between recheck and balancing
+	TagReject          // before a REJECT of ours
+	TagDrop            // before a DROP of ours
+	TagSyn             // a SYN of a connection already translated: a retransmit
+	TagSynAck          // the answer to a SYN
+	TagFin             // the first or second FIN
+	TagRst             // an RST
+	TagICMP            // an ICMP error about a translated connection
+	TagReply           // the first answer of a UDP flow
+	TagRequest         // a request that names the span which sent it
 )
 
 var tagKinds = [...]string{
 	TagNone: "", TagPick: "pick", TagMiss: "miss", TagReject: "reject", TagDrop: "drop",
 	TagSyn: "syn", TagSynAck: "synack", TagFin: "fin", TagRst: "rst", TagICMP: "icmp", TagReply: "reply",
+	TagRequest: "request",
 }
 
 // String returns the kind as it stands in a tag.

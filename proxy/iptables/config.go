@@ -55,6 +55,10 @@ type Config struct {
 	Trace bool
 	// NFLogGroup is the group they report to. Zero means 100.
 	NFLogGroup uint16
+	// RequestGroup adds rules that report, to this group of their own, packets
+	// from clients with the text "traceparent:" near their head. Zero means
+	// none: it is the only thing that looks into what a connection carries.
+	RequestGroup uint16
 }
 
 // DefaultMark and DefaultNFLogGroup stand for zero in Config.
@@ -69,6 +73,16 @@ const (
 const (
 	nflogSize     = 64
 	nflogSizeICMP = 128
+)
+
+// What a request is searched for, from where to where in bytes from the IP
+// header on, and how much of it is copied: what begins before the end of the
+// search, with room for the header's value.
+const (
+	requestText     = "traceparent:"
+	requestFrom     = 40
+	requestTo       = 1500
+	nflogSizeHeader = requestTo + 100
 )
 
 func (c Config) withDefaults() Config {

@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"slices"
+	"strconv"
 	"sync"
 
 	"github.com/kptrace/kptrace/internal/xtables"
@@ -133,7 +134,7 @@ func (r *renderer) fixed() *fixed {
 
 // knownJumps are all jump rules that any Config makes.
 func knownJumps(f xtables.Family) []jumpRule {
-	r := &renderer{cfg: &Config{Family: f, LocalhostNodePorts: true, Trace: true}}
+	r := &renderer{cfg: &Config{Family: f, LocalhostNodePorts: true, Trace: true, RequestGroup: 1}}
 	return r.fixed().jumps
 }
 
@@ -207,6 +208,9 @@ func (r *renderer) trace(f *fixed) {
 			f.jumps = append(f.jumps, jumpRule{"mangle", from, rule, chainTrace})
 		}
 	}
+	if r.cfg.RequestGroup != 0 {
+		r.requests(f)
+	}
 	rules := []string{"-m conntrack ! --ctstate DNAT -j RETURN"}
 	for _, life := range []struct {
 		kind           proxy.TagKind
@@ -224,7 +228,28 @@ func (r *renderer) trace(f *fixed) {
 		rules = append(rules, line(life.match, r.nflog(tag, life.size)))
 		f.tagged = append(f.tagged, &proxy.Rule{Tag: tag, Table: "mangle", Chain: chainTrace, Purpose: life.purpose})
 	}
+	if r.cfg.RequestGroup != 0 {
+		tag := proxy.Tag{Kind: proxy.TagRequest}
+		rules = append(rules, line("-p tcp -m tcp --tcp-flags FIN,SYN,RST NONE", nflogTo(tag, r.cfg.RequestGroup, nflogSizeHeader)))
+		f.tagged = append(f.tagged, &proxy.Rule{Tag: tag, Table: "mangle", Chain: chainTrace, Purpose: "report a request that names the span which sent it"})
+	}
 	f.own = append(f.own, chain{"mangle", chainTrace, rules})
+}
+
+// requests adds the search for requests that name a span. The cheap matches come
+// first: only data that a client sends to a Service is searched, and its first
+// bytes only.
+func (r *renderer) requests(f *fixed) {
+	for _, from := range []string{"PREROUTING", "OUTPUT"} {
+		in := ""
+		if from == "PREROUTING" {
+			in = "! -i lo"
+		}
+		f.jumps = append(f.jumps, jumpRule{"mangle", from, line(in, "-p tcp", "-m tcp --tcp-flags FIN,SYN,RST NONE",
+			"-m length --length 100:65535", "-m conntrack --ctstate DNAT --ctdir ORIGINAL",
+			"-m string --string \""+requestText+"\" --algo bm --from "+strconv.Itoa(requestFrom)+" --to "+strconv.Itoa(requestTo)+" --icase",
+			comment("kptrace: requests that name a span"), jump(chainTrace)), chainTrace})
+	}
 }
 
 // Render says what should be in the kernel for the Services of the Config's

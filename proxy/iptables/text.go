@@ -81,7 +81,9 @@ func recent(f xtables.Family, list, what string) string {
 }
 
 // nflog is the target of a tagged rule.
-func (r *renderer) nflog(t proxy.Tag, size int) string {
+func (r *renderer) nflog(t proxy.Tag, size int) string { return nflogTo(t, r.cfg.NFLogGroup, size) }
+
+func nflogTo(t proxy.Tag, group uint16, size int) string {
 	return `-j NFLOG --nflog-prefix "` + t.String() + `" --nflog-group ` +
-		strconv.Itoa(int(r.cfg.NFLogGroup)) + " --nflog-size " + strconv.Itoa(size)
+		strconv.Itoa(int(group)) + " --nflog-size " + strconv.Itoa(size)
 }
