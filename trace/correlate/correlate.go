@@ -25,6 +25,7 @@ type Correlator struct {
 	timers     wheel
 	fired      []*rec
 	early      earlyEvents
+	carried    []carried
 	misses     missRing
 	affinity   affinityTable
 	ipvs       ipvsState
@@ -111,6 +112,7 @@ func (c *Correlator) Advance(now time.Time) {
 	}
 	c.unscheduled(t - int64(c.cfg.Hold))
 	c.expireEarly(t - 2*int64(c.cfg.Hold))
+	c.expireCarried(t - 2*int64(c.cfg.Hold))
 	c.forgetPasts(t)
 	c.gauges()
 }

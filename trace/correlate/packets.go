@@ -82,6 +82,7 @@ func (c *Correlator) decided(r *rec, e *trace.Event) {
 	if r.newSeen && !r.reply.IsZero() && r.reply.Src() != f.Backend.Addr {
 		c.rename(f, r.reply.Src())
 	}
+	c.claim(r)
 	c.publish(r)
 	c.arm(r)
 }

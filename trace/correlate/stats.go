@@ -22,6 +22,9 @@ type Stats struct {
 	// Evicted counts open flows and held ones that made room, Uncounted ended
 	// flows that did so before their final counters came.
 	Evicted, Uncounted uint64
+	// Carried counts requests that named a span and found their flow,
+	// CarriedLate those that did not.
+	Carried, CarriedLate uint64
 	// Asked counts questions about entries, Losses the spans reported.
 	Asked, Losses uint64
 	// Outcomes counts the flows that ended, by outcome.
@@ -39,6 +42,7 @@ type counters struct {
 	foreign, untranslated      atomic.Uint64
 	late, evicted, uncounted   atomic.Uint64
 	asked, losses              atomic.Uint64
+	carried, carriedLate       atomic.Uint64
 	byOutcome                  [len(outcomes)]atomic.Uint64
 }
 
@@ -54,6 +58,7 @@ func (s *counters) outcome(o trace.Outcome) {
 func (c *Correlator) Stats() Stats {
 	n := &c.stats
 	s := Stats{
+		Carried: n.carried.Load(), CarriedLate: n.carriedLate.Load(),
 		Open: int(n.open.Load()), Ended: int(n.ended.Load()),
 		Held: int(n.held.Load()), Clients: int(n.clients.Load()),
 		Emitted: n.emitted.Load(), Flows: n.flows.Load(),
