@@ -52,6 +52,9 @@ type Config struct {
 	HTTP HTTPConfig
 	// Metrics shapes the metrics about connections.
 	Metrics prom.FlowConfig
+	// RequestGroup is the NFLOG group to which the backend's rules report
+	// requests that name a span; 0 if they do not.
+	RequestGroup uint16
 	// OTLP says where connections are exported to, nil nowhere.
 	OTLP *otlp.Config
 	// Wanted is the mode that was asked for, if another one runs because it

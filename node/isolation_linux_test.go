@@ -107,7 +107,9 @@ func start(t *testing.T, cfg Config) *running {
 		states: make(chan *proxy.Snapshot), done: make(chan error, 1),
 	}
 	cfg.Name, cfg.Socket, cfg.Trace = "node1", r.socket, true
-	cfg.Backend = iptables.New(iptables.Config{Flavour: "nft", Trace: true})
+	if cfg.Backend == nil {
+		cfg.Backend = iptables.New(iptables.Config{Flavour: "nft", Trace: true})
+	}
 	cfg.Undo = func() bool { return true }
 	cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	cfg.State = func(ctx context.Context, emit func(*proxy.Snapshot)) error {

@@ -104,7 +104,7 @@ func (n *node) exportCounters() []prom.Counter {
 	if e == nil {
 		return nil
 	}
-	return otlpCounters(e.Stats(), time.Now())
+	return append(otlpCounters(e.Stats(), time.Now()), n.requestCounters()...)
 }
 
 // otlpCounters makes metrics of an exporter's account.

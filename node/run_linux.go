@@ -157,6 +157,12 @@ func (n *node) run(ctx context.Context) error {
 			n.paths.run(ctx)
 			return nil
 		})
+		if n.cfg.RequestGroup != 0 {
+			g.Go(func() error {
+				n.readRequests(ctx)
+				return nil
+			})
+		}
 	}
 	g.Go(func() error {
 		select {

@@ -56,6 +56,9 @@ func (n *node) status() relay.Status {
 	}
 	s.State = n.cfg.StateFrom
 	s.Exports = n.exports()
+	if n.cfg.RequestGroup != 0 {
+		s.Groups = append(s.Groups, n.cfg.RequestGroup)
+	}
 	s.Paths = n.paths.status()
 	if n.cfg.StateNotes != nil {
 		s.StateNotes = n.cfg.StateNotes()

@@ -54,6 +54,8 @@ type tracer struct {
 	asks  chan conntrack.Tuple
 	wants func(*trace.Flow) bool // an exporter will have this flow, nil for none
 
+	requests requests
+
 	// decoding, by source, and correlating are nanoseconds spent.
 	decoding    [16]atomic.Int64
 	correlating atomic.Int64
@@ -89,6 +91,8 @@ func newTracer(cfg Config, views func() []*proxy.View) *tracer {
 		queue: make(chan *batch, queueBatches),
 		calls: make(chan func(*correlate.Correlator)),
 		asks:  make(chan conntrack.Tuple, 1024),
+
+		requests: requests{queue: make(chan request, requestQueue)},
 	}
 	t.pool.New = func() any { return new(batch) }
 	return t
@@ -233,6 +237,8 @@ func (t *tracer) correlate(ctx context.Context, c *correlate.Correlator) error {
 			}
 			t.correlating.Add(int64(time.Since(began)))
 			t.pool.Put(b)
+		case q := <-t.requests.queue:
+			c.Carried(q.tuple, q.Carried)
 		case f := <-t.calls:
 			f(c)
 		case now := <-tick.C:

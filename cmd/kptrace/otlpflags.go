@@ -12,6 +12,7 @@ import (
 	"github.com/kptrace/kptrace/exporters/otlp"
 	"github.com/kptrace/kptrace/exporters/relay"
 	"github.com/kptrace/kptrace/exporters/text"
+	"github.com/kptrace/kptrace/proxy"
 )
 
 // otlpFlags say what is exported to OpenTelemetry. Flags have the last word;
@@ -30,6 +31,8 @@ type otlpFlags struct {
 	queue       int
 	logs        bool
 	cluster     string
+	join        bool
+	joinGroup   uint16
 }
 
 func (f *otlpFlags) add(cmd *cobra.Command) {
@@ -47,6 +50,8 @@ func (f *otlpFlags) add(cmd *cobra.Command) {
 	fl.DurationVar(&f.slow, "otlp-slow", time.Second, "time to establish from which on a connection is slow; 0 means none is")
 	fl.IntVar(&f.queue, "otlp-queue", 8192, "connections that may wait to be sent; more are dropped and counted")
 	fl.BoolVar(&f.logs, "otlp-logs", false, "export a log record for every connection too")
+	fl.BoolVar(&f.join, "traceparent", false, "make connections part of the application's trace: look for the W3C traceparent header in clear-text HTTP/1 requests (iptables mode); only its ids are kept")
+	fl.Uint16Var(&f.joinGroup, "traceparent-group", 101, "NFLOG group for --traceparent")
 	fl.StringVar(&f.cluster, "cluster-name", "", "the cluster's name, as exported in k8s.cluster.name")
 	_ = cmd.RegisterFlagCompletionFunc("otlp-protocol", cobra.FixedCompletions([]string{otlp.GRPC, otlp.HTTP}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("otlp-compression", cobra.FixedCompletions([]string{"gzip"}, cobra.ShellCompDirectiveNoFileComp))
@@ -61,7 +66,7 @@ func (f *otlpFlags) config(getenv func(string) string) (*otlp.Config, error) {
 	}
 	given := f.cmd.Flags().Changed
 	if f.endpoint == "" && !enabled {
-		for _, name := range []string{"otlp-protocol", "otlp-header", "otlp-compression", "otlp-ca", "otlp-cert", "otlp-sample", "otlp-logs"} {
+		for _, name := range []string{"otlp-protocol", "otlp-header", "otlp-compression", "otlp-ca", "otlp-cert", "otlp-sample", "otlp-logs", "traceparent"} {
 			if given(name) {
 				return nil, fmt.Errorf("--%s needs a collector: give --otlp-endpoint http://HOST:4317, or OTEL_EXPORTER_OTLP_ENDPOINT", name)
 			}
@@ -209,4 +214,19 @@ func exportsJSON(list []relay.Export) []exportJSON {
 		})
 	}
 	return out
+}
+
+// requestGroup is the group for requests, 0 if they are not looked for.
+func (f *otlpFlags) requestGroup(of *proxyFlags, mode proxy.Mode) (uint16, error) {
+	switch {
+	case !f.join:
+		return 0, nil
+	case !of.trace:
+		return 0, errors.New("--traceparent needs tracing: leave out --trace=false")
+	case mode != proxy.IPTables:
+		return 0, fmt.Errorf("--traceparent works in iptables mode, not in %s mode", mode)
+	case f.joinGroup == 0 || f.joinGroup == of.group:
+		return 0, fmt.Errorf("--traceparent-group=%d: choose a group of its own, not 0 or that of --nflog-group", f.joinGroup)
+	}
+	return f.joinGroup, nil
 }

@@ -184,6 +184,10 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 		return err
 	}
 	nodeCfg.Name, nodeCfg.Wanted, nodeCfg.Fallback = name, wanted, fallback
+	if nodeCfg.RequestGroup, err = f.otlp.requestGroup(&f, mode(wanted, fallback)); err != nil {
+		return usageErr(err)
+	}
+	cfg.RequestGroup = nodeCfg.RequestGroup
 	if mode(wanted, fallback) == proxy.IPVS {
 		forIPVS(&nodeCfg, kcfg)
 	}
