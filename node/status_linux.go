@@ -60,6 +60,7 @@ func (n *node) status() relay.Status {
 		s.Groups = append(s.Groups, n.cfg.RequestGroup)
 	}
 	s.Paths = n.paths.status()
+	s.Virtual = n.tracer.virtualServers()
 	if n.cfg.StateNotes != nil {
 		s.StateNotes = n.cfg.StateNotes()
 	}

@@ -75,6 +75,7 @@ type tracer struct {
 // session is what one start of the tracer made.
 type session struct {
 	sources []trace.Source
+	ipvs    *ipvs.Source // nil in other modes
 	stats   func() correlate.Stats
 }
 

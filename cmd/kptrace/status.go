@@ -162,6 +162,9 @@ func printStatus(w io.Writer, s *relay.Status, socket string, now time.Time) err
 	if s.ConntrackLimit > 0 {
 		line("conntrack", "%d of %d entries (%d %%)", s.ConntrackEntries, s.ConntrackLimit, 100*s.ConntrackEntries/s.ConntrackLimit)
 	}
+	for i, t := range virtualLines(s.Virtual) {
+		line(first(i, "ipvs"), "%s", t)
+	}
 	for i, t := range s.Paths {
 		line(first(i, "paths"), "%s", t)
 	}

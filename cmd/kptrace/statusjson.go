@@ -20,6 +20,7 @@ type statusJSON struct {
 	State           string         `json:"state"`
 	StateNotes      []string       `json:"stateNotes"`
 	Paths           []string       `json:"paths"`
+	Virtual         []virtualJSON  `json:"virtualServers,omitempty"`
 	Synced          *time.Time     `json:"synced"`
 	SyncError       string         `json:"syncError"`
 	Rules           int            `json:"rules"`
@@ -115,6 +116,7 @@ func toStatusJSON(s *relay.Status, socket string) statusJSON {
 		Rules: s.Rules, Services: s.Services, Endpoints: s.Endpoints,
 		State: s.State, StateNotes: append([]string{}, s.StateNotes...),
 		Paths:    append([]string{}, s.Paths...),
+		Virtual:  toVirtualJSON(s.Virtual),
 		Problems: []problemJSON{}, Skipped: []skippedJSON{}, Sources: []sourceJSON{}, Lost: []statLossJSON{},
 		Sysctls: []sysctlJSON{}, NFLogGroups: append([]uint16{}, s.Groups...), NotSeen: append([]string{}, s.Blind...),
 		Flows: flowTableJSON(s.Table), Ring: ringJSON(s.Ring),

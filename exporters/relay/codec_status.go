@@ -36,6 +36,7 @@ func statusToPB(s *Status) *StatusResponse {
 		Blind: s.Blind,
 		State: s.State, StateNotes: s.StateNotes, Paths: s.Paths,
 		Exports: each(s.Exports, ref(exportToPB)),
+		Virtual: each(s.Virtual, ref(virtualToPB)),
 	}
 }
 
@@ -73,6 +74,7 @@ func statusFromPB(s *StatusResponse) *Status {
 		Blind: s.GetBlind(),
 		State: s.GetState(), StateNotes: s.GetStateNotes(), Paths: s.GetPaths(),
 		Exports: each(s.GetExports(), exportFromPB),
+		Virtual: each(s.GetVirtual(), virtualFromPB),
 	}
 }
 

@@ -2729,6 +2729,7 @@ type StatusResponse struct {
 	StateNotes       []string               `protobuf:"bytes,26,rep,name=state_notes,json=stateNotes,proto3" json:"state_notes,omitempty"`
 	Paths            []string               `protobuf:"bytes,40,rep,name=paths,proto3" json:"paths,omitempty"`
 	Exports          []*ExportStats         `protobuf:"bytes,41,rep,name=exports,proto3" json:"exports,omitempty"`
+	Virtual          []*VirtualServer       `protobuf:"bytes,42,rep,name=virtual,proto3" json:"virtual,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -2959,6 +2960,13 @@ func (x *StatusResponse) GetExports() []*ExportStats {
 	return nil
 }
 
+func (x *StatusResponse) GetVirtual() []*VirtualServer {
+	if x != nil {
+		return x.Virtual
+	}
+	return nil
+}
+
 // ExportStats is what became of the connections of one OTLP signal.
 type ExportStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3116,6 +3124,274 @@ func (x *ExportStats) GetFailing() int64 {
 	return 0
 }
 
+type VirtualServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addr          *AddrPort              `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"`
+	Proto         uint32                 `protobuf:"varint,2,opt,name=proto,proto3" json:"proto,omitempty"`
+	Service       *PortName              `protobuf:"bytes,3,opt,name=service,proto3" json:"service,omitempty"`
+	Scheduler     string                 `protobuf:"bytes,4,opt,name=scheduler,proto3" json:"scheduler,omitempty"`
+	Persistence   int64                  `protobuf:"varint,5,opt,name=persistence,proto3" json:"persistence,omitempty"`
+	Total         *Traffic               `protobuf:"bytes,6,opt,name=total,proto3" json:"total,omitempty"`
+	Rate          *Traffic               `protobuf:"bytes,7,opt,name=rate,proto3" json:"rate,omitempty"`
+	Servers       []*RealServer          `protobuf:"bytes,8,rep,name=servers,proto3" json:"servers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VirtualServer) Reset() {
+	*x = VirtualServer{}
+	mi := &file_relay_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VirtualServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VirtualServer) ProtoMessage() {}
+
+func (x *VirtualServer) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VirtualServer.ProtoReflect.Descriptor instead.
+func (*VirtualServer) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *VirtualServer) GetAddr() *AddrPort {
+	if x != nil {
+		return x.Addr
+	}
+	return nil
+}
+
+func (x *VirtualServer) GetProto() uint32 {
+	if x != nil {
+		return x.Proto
+	}
+	return 0
+}
+
+func (x *VirtualServer) GetService() *PortName {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+func (x *VirtualServer) GetScheduler() string {
+	if x != nil {
+		return x.Scheduler
+	}
+	return ""
+}
+
+func (x *VirtualServer) GetPersistence() int64 {
+	if x != nil {
+		return x.Persistence
+	}
+	return 0
+}
+
+func (x *VirtualServer) GetTotal() *Traffic {
+	if x != nil {
+		return x.Total
+	}
+	return nil
+}
+
+func (x *VirtualServer) GetRate() *Traffic {
+	if x != nil {
+		return x.Rate
+	}
+	return nil
+}
+
+func (x *VirtualServer) GetServers() []*RealServer {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+type RealServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addr          *AddrPort              `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"`
+	Weight        int64                  `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	Active        int64                  `protobuf:"varint,3,opt,name=active,proto3" json:"active,omitempty"`
+	Inactive      int64                  `protobuf:"varint,4,opt,name=inactive,proto3" json:"inactive,omitempty"`
+	Forwarding    uint32                 `protobuf:"varint,5,opt,name=forwarding,proto3" json:"forwarding,omitempty"`
+	Total         *Traffic               `protobuf:"bytes,6,opt,name=total,proto3" json:"total,omitempty"`
+	Rate          *Traffic               `protobuf:"bytes,7,opt,name=rate,proto3" json:"rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RealServer) Reset() {
+	*x = RealServer{}
+	mi := &file_relay_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RealServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RealServer) ProtoMessage() {}
+
+func (x *RealServer) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RealServer.ProtoReflect.Descriptor instead.
+func (*RealServer) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RealServer) GetAddr() *AddrPort {
+	if x != nil {
+		return x.Addr
+	}
+	return nil
+}
+
+func (x *RealServer) GetWeight() int64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *RealServer) GetActive() int64 {
+	if x != nil {
+		return x.Active
+	}
+	return 0
+}
+
+func (x *RealServer) GetInactive() int64 {
+	if x != nil {
+		return x.Inactive
+	}
+	return 0
+}
+
+func (x *RealServer) GetForwarding() uint32 {
+	if x != nil {
+		return x.Forwarding
+	}
+	return 0
+}
+
+func (x *RealServer) GetTotal() *Traffic {
+	if x != nil {
+		return x.Total
+	}
+	return nil
+}
+
+func (x *RealServer) GetRate() *Traffic {
+	if x != nil {
+		return x.Rate
+	}
+	return nil
+}
+
+type Traffic struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Connections   uint64                 `protobuf:"varint,1,opt,name=connections,proto3" json:"connections,omitempty"`
+	PacketsIn     uint64                 `protobuf:"varint,2,opt,name=packets_in,json=packetsIn,proto3" json:"packets_in,omitempty"`
+	PacketsOut    uint64                 `protobuf:"varint,3,opt,name=packets_out,json=packetsOut,proto3" json:"packets_out,omitempty"`
+	BytesIn       uint64                 `protobuf:"varint,4,opt,name=bytes_in,json=bytesIn,proto3" json:"bytes_in,omitempty"`
+	BytesOut      uint64                 `protobuf:"varint,5,opt,name=bytes_out,json=bytesOut,proto3" json:"bytes_out,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Traffic) Reset() {
+	*x = Traffic{}
+	mi := &file_relay_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Traffic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Traffic) ProtoMessage() {}
+
+func (x *Traffic) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
+func (*Traffic) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Traffic) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *Traffic) GetPacketsIn() uint64 {
+	if x != nil {
+		return x.PacketsIn
+	}
+	return 0
+}
+
+func (x *Traffic) GetPacketsOut() uint64 {
+	if x != nil {
+		return x.PacketsOut
+	}
+	return 0
+}
+
+func (x *Traffic) GetBytesIn() uint64 {
+	if x != nil {
+		return x.BytesIn
+	}
+	return 0
+}
+
+func (x *Traffic) GetBytesOut() uint64 {
+	if x != nil {
+		return x.BytesOut
+	}
+	return 0
+}
+
 type Problem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	File          string                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
@@ -3128,7 +3404,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3140,7 +3416,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3153,7 +3429,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{33}
+	return file_relay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Problem) GetFile() string {
@@ -3195,7 +3471,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_relay_proto_msgTypes[34]
+	mi := &file_relay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3207,7 +3483,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[34]
+	mi := &file_relay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3220,7 +3496,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{34}
+	return file_relay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Skipped) GetNamespace() string {
@@ -3262,7 +3538,7 @@ type SourceStats struct {
 
 func (x *SourceStats) Reset() {
 	*x = SourceStats{}
-	mi := &file_relay_proto_msgTypes[35]
+	mi := &file_relay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3274,7 +3550,7 @@ func (x *SourceStats) String() string {
 func (*SourceStats) ProtoMessage() {}
 
 func (x *SourceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[35]
+	mi := &file_relay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3287,7 +3563,7 @@ func (x *SourceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStats.ProtoReflect.Descriptor instead.
 func (*SourceStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{35}
+	return file_relay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SourceStats) GetSource() uint32 {
@@ -3371,7 +3647,7 @@ type FlowTableStats struct {
 
 func (x *FlowTableStats) Reset() {
 	*x = FlowTableStats{}
-	mi := &file_relay_proto_msgTypes[36]
+	mi := &file_relay_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3383,7 +3659,7 @@ func (x *FlowTableStats) String() string {
 func (*FlowTableStats) ProtoMessage() {}
 
 func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[36]
+	mi := &file_relay_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3396,7 +3672,7 @@ func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTableStats.ProtoReflect.Descriptor instead.
 func (*FlowTableStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{36}
+	return file_relay_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *FlowTableStats) GetOpen() int64 {
@@ -3431,7 +3707,7 @@ type RingStats struct {
 
 func (x *RingStats) Reset() {
 	*x = RingStats{}
-	mi := &file_relay_proto_msgTypes[37]
+	mi := &file_relay_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3443,7 +3719,7 @@ func (x *RingStats) String() string {
 func (*RingStats) ProtoMessage() {}
 
 func (x *RingStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[37]
+	mi := &file_relay_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3456,7 +3732,7 @@ func (x *RingStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingStats.ProtoReflect.Descriptor instead.
 func (*RingStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{37}
+	return file_relay_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RingStats) GetSize() int64 {
@@ -3494,7 +3770,7 @@ type HistoryStats struct {
 
 func (x *HistoryStats) Reset() {
 	*x = HistoryStats{}
-	mi := &file_relay_proto_msgTypes[38]
+	mi := &file_relay_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3506,7 +3782,7 @@ func (x *HistoryStats) String() string {
 func (*HistoryStats) ProtoMessage() {}
 
 func (x *HistoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[38]
+	mi := &file_relay_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3519,7 +3795,7 @@ func (x *HistoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryStats.ProtoReflect.Descriptor instead.
 func (*HistoryStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{38}
+	return file_relay_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *HistoryStats) GetSince() int64 {
@@ -3575,7 +3851,7 @@ type SysctlChange struct {
 
 func (x *SysctlChange) Reset() {
 	*x = SysctlChange{}
-	mi := &file_relay_proto_msgTypes[39]
+	mi := &file_relay_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3587,7 +3863,7 @@ func (x *SysctlChange) String() string {
 func (*SysctlChange) ProtoMessage() {}
 
 func (x *SysctlChange) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[39]
+	mi := &file_relay_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3600,7 +3876,7 @@ func (x *SysctlChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysctlChange.ProtoReflect.Descriptor instead.
 func (*SysctlChange) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{39}
+	return file_relay_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SysctlChange) GetName() string {
@@ -3870,7 +4146,7 @@ const file_relay_proto_rawDesc = "" +
 	"\btrace_id\x18\x02 \x01(\fR\atraceId\x12\x17\n" +
 	"\aspan_id\x18\x03 \x01(\fR\x06spanId\x12\x14\n" +
 	"\x05flags\x18\x04 \x01(\rR\x05flags\"\x0f\n" +
-	"\rStatusRequest\"\xcc\a\n" +
+	"\rStatusRequest\"\x81\b\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -3902,7 +4178,8 @@ const file_relay_proto_rawDesc = "" +
 	"\vstate_notes\x18\x1a \x03(\tR\n" +
 	"stateNotes\x12\x14\n" +
 	"\x05paths\x18( \x03(\tR\x05paths\x121\n" +
-	"\aexports\x18) \x03(\v2\x17.kptrace.v1.ExportStatsR\aexports\"\x9c\x03\n" +
+	"\aexports\x18) \x03(\v2\x17.kptrace.v1.ExportStatsR\aexports\x123\n" +
+	"\avirtual\x18* \x03(\v2\x19.kptrace.v1.VirtualServerR\avirtual\"\x9c\x03\n" +
 	"\vExportStats\x12\x16\n" +
 	"\x06signal\x18\x01 \x01(\tR\x06signal\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x1a\n" +
@@ -3920,7 +4197,35 @@ const file_relay_proto_rawDesc = "" +
 	"\n" +
 	"last_error\x18\r \x01(\tR\tlastError\x12\"\n" +
 	"\rlast_error_at\x18\x0e \x01(\x03R\vlastErrorAt\x12\x18\n" +
-	"\afailing\x18\x0f \x01(\x03R\afailing\"e\n" +
+	"\afailing\x18\x0f \x01(\x03R\afailing\"\xc5\x02\n" +
+	"\rVirtualServer\x12(\n" +
+	"\x04addr\x18\x01 \x01(\v2\x14.kptrace.v1.AddrPortR\x04addr\x12\x14\n" +
+	"\x05proto\x18\x02 \x01(\rR\x05proto\x12.\n" +
+	"\aservice\x18\x03 \x01(\v2\x14.kptrace.v1.PortNameR\aservice\x12\x1c\n" +
+	"\tscheduler\x18\x04 \x01(\tR\tscheduler\x12 \n" +
+	"\vpersistence\x18\x05 \x01(\x03R\vpersistence\x12)\n" +
+	"\x05total\x18\x06 \x01(\v2\x13.kptrace.v1.TrafficR\x05total\x12'\n" +
+	"\x04rate\x18\a \x01(\v2\x13.kptrace.v1.TrafficR\x04rate\x120\n" +
+	"\aservers\x18\b \x03(\v2\x16.kptrace.v1.RealServerR\aservers\"\xf6\x01\n" +
+	"\n" +
+	"RealServer\x12(\n" +
+	"\x04addr\x18\x01 \x01(\v2\x14.kptrace.v1.AddrPortR\x04addr\x12\x16\n" +
+	"\x06weight\x18\x02 \x01(\x03R\x06weight\x12\x16\n" +
+	"\x06active\x18\x03 \x01(\x03R\x06active\x12\x1a\n" +
+	"\binactive\x18\x04 \x01(\x03R\binactive\x12\x1e\n" +
+	"\n" +
+	"forwarding\x18\x05 \x01(\rR\n" +
+	"forwarding\x12)\n" +
+	"\x05total\x18\x06 \x01(\v2\x13.kptrace.v1.TrafficR\x05total\x12'\n" +
+	"\x04rate\x18\a \x01(\v2\x13.kptrace.v1.TrafficR\x04rate\"\xa3\x01\n" +
+	"\aTraffic\x12 \n" +
+	"\vconnections\x18\x01 \x01(\x04R\vconnections\x12\x1d\n" +
+	"\n" +
+	"packets_in\x18\x02 \x01(\x04R\tpacketsIn\x12\x1f\n" +
+	"\vpackets_out\x18\x03 \x01(\x04R\n" +
+	"packetsOut\x12\x19\n" +
+	"\bbytes_in\x18\x04 \x01(\x04R\abytesIn\x12\x1b\n" +
+	"\tbytes_out\x18\x05 \x01(\x04R\bbytesOut\"e\n" +
 	"\aProblem\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x16\n" +
 	"\x06object\x18\x02 \x01(\tR\x06object\x12\x14\n" +
@@ -3979,7 +4284,7 @@ func file_relay_proto_rawDescGZIP() []byte {
 	return file_relay_proto_rawDescData
 }
 
-var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_relay_proto_goTypes = []any{
 	(*Request)(nil),        // 0: kptrace.v1.Request
 	(*Question)(nil),       // 1: kptrace.v1.Question
@@ -4014,13 +4319,16 @@ var file_relay_proto_goTypes = []any{
 	(*StatusRequest)(nil),  // 30: kptrace.v1.StatusRequest
 	(*StatusResponse)(nil), // 31: kptrace.v1.StatusResponse
 	(*ExportStats)(nil),    // 32: kptrace.v1.ExportStats
-	(*Problem)(nil),        // 33: kptrace.v1.Problem
-	(*Skipped)(nil),        // 34: kptrace.v1.Skipped
-	(*SourceStats)(nil),    // 35: kptrace.v1.SourceStats
-	(*FlowTableStats)(nil), // 36: kptrace.v1.FlowTableStats
-	(*RingStats)(nil),      // 37: kptrace.v1.RingStats
-	(*HistoryStats)(nil),   // 38: kptrace.v1.HistoryStats
-	(*SysctlChange)(nil),   // 39: kptrace.v1.SysctlChange
+	(*VirtualServer)(nil),  // 33: kptrace.v1.VirtualServer
+	(*RealServer)(nil),     // 34: kptrace.v1.RealServer
+	(*Traffic)(nil),        // 35: kptrace.v1.Traffic
+	(*Problem)(nil),        // 36: kptrace.v1.Problem
+	(*Skipped)(nil),        // 37: kptrace.v1.Skipped
+	(*SourceStats)(nil),    // 38: kptrace.v1.SourceStats
+	(*FlowTableStats)(nil), // 39: kptrace.v1.FlowTableStats
+	(*RingStats)(nil),      // 40: kptrace.v1.RingStats
+	(*HistoryStats)(nil),   // 41: kptrace.v1.HistoryStats
+	(*SysctlChange)(nil),   // 42: kptrace.v1.SysctlChange
 }
 var file_relay_proto_depIdxs = []int32{
 	4,  // 0: kptrace.v1.Request.filter:type_name -> kptrace.v1.Filter
@@ -4039,7 +4347,7 @@ var file_relay_proto_depIdxs = []int32{
 	10, // 13: kptrace.v1.Header.services:type_name -> kptrace.v1.ServiceInfo
 	14, // 14: kptrace.v1.ServiceInfo.name:type_name -> kptrace.v1.PortName
 	10, // 15: kptrace.v1.Idle.services:type_name -> kptrace.v1.ServiceInfo
-	35, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
+	38, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
 	13, // 17: kptrace.v1.End.losses:type_name -> kptrace.v1.Loss
 	15, // 18: kptrace.v1.Tuple.src:type_name -> kptrace.v1.AddrPort
 	15, // 19: kptrace.v1.Tuple.dst:type_name -> kptrace.v1.AddrPort
@@ -4067,28 +4375,37 @@ var file_relay_proto_depIdxs = []int32{
 	17, // 41: kptrace.v1.Flow.in:type_name -> kptrace.v1.Counters
 	25, // 42: kptrace.v1.Flow.paths:type_name -> kptrace.v1.Path
 	29, // 43: kptrace.v1.Flow.carried:type_name -> kptrace.v1.Carried
-	33, // 44: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
-	34, // 45: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
-	35, // 46: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
-	36, // 47: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
-	37, // 48: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
-	38, // 49: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
+	36, // 44: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
+	37, // 45: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
+	38, // 46: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
+	39, // 47: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
+	40, // 48: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
+	41, // 49: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
 	13, // 50: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
-	39, // 51: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
+	42, // 51: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
 	32, // 52: kptrace.v1.StatusResponse.exports:type_name -> kptrace.v1.ExportStats
-	0,  // 53: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
-	3,  // 54: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
-	30, // 55: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
-	1,  // 56: kptrace.v1.Observer.Ask:input_type -> kptrace.v1.Question
-	7,  // 57: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
-	7,  // 58: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
-	31, // 59: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
-	2,  // 60: kptrace.v1.Observer.Ask:output_type -> kptrace.v1.Document
-	57, // [57:61] is the sub-list for method output_type
-	53, // [53:57] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	33, // 53: kptrace.v1.StatusResponse.virtual:type_name -> kptrace.v1.VirtualServer
+	15, // 54: kptrace.v1.VirtualServer.addr:type_name -> kptrace.v1.AddrPort
+	14, // 55: kptrace.v1.VirtualServer.service:type_name -> kptrace.v1.PortName
+	35, // 56: kptrace.v1.VirtualServer.total:type_name -> kptrace.v1.Traffic
+	35, // 57: kptrace.v1.VirtualServer.rate:type_name -> kptrace.v1.Traffic
+	34, // 58: kptrace.v1.VirtualServer.servers:type_name -> kptrace.v1.RealServer
+	15, // 59: kptrace.v1.RealServer.addr:type_name -> kptrace.v1.AddrPort
+	35, // 60: kptrace.v1.RealServer.total:type_name -> kptrace.v1.Traffic
+	35, // 61: kptrace.v1.RealServer.rate:type_name -> kptrace.v1.Traffic
+	0,  // 62: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
+	3,  // 63: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
+	30, // 64: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
+	1,  // 65: kptrace.v1.Observer.Ask:input_type -> kptrace.v1.Question
+	7,  // 66: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
+	7,  // 67: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
+	31, // 68: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
+	2,  // 69: kptrace.v1.Observer.Ask:output_type -> kptrace.v1.Document
+	66, // [66:70] is the sub-list for method output_type
+	62, // [62:66] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_relay_proto_init() }
@@ -4109,7 +4426,7 @@ func file_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_relay_proto_rawDesc), len(file_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

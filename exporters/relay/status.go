@@ -42,6 +42,9 @@ type Status struct {
 	// Paths says what is traced rule by rule at the moment, and what of a path
 	// cannot be seen here and why, in sentences without full stop.
 	Paths []string
+	// Virtual are the virtual servers of IPVS with their statistics; empty in
+	// other modes.
+	Virtual []trace.VirtualServer
 	// ConntrackEntries of at most ConntrackLimit are in the kernel's table.
 	ConntrackEntries, ConntrackLimit int
 	// Exports is what became of connections that are exported, one for each
