@@ -16,6 +16,7 @@ import (
 	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/correlate"
 	"github.com/kptrace/kptrace/trace/source/ctevent"
+	"github.com/kptrace/kptrace/trace/source/ipvs"
 	"github.com/kptrace/kptrace/trace/source/nflog"
 	"github.com/kptrace/kptrace/trace/source/userspace"
 )
@@ -145,7 +146,12 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 		relayed = userspace.New(userspace.Config{Relay: r, Lookup: t.lookup, OnLoss: t.losses.add})
 		sources = append(sources, relayed)
 	}
-	t.live.Store(&session{sources: sources, stats: c.Stats})
+	var balanced *ipvs.Source
+	if t.cfg.Backend.Mode() == proxy.IPVS {
+		balanced = ipvs.New(ipvs.Config{})
+		sources = append(sources, balanced)
+	}
+	t.live.Store(&session{sources: sources, ipvs: balanced, stats: c.Stats})
 
 	g, ctx := errgroup.WithContext(ctx)
 	var listening sync.WaitGroup
@@ -161,6 +167,9 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 	start(ct, ct.Decoder())
 	if relayed != nil {
 		start(relayed, relayed.Decoder())
+	}
+	if balanced != nil {
+		start(balanced, balanced.Decoder())
 	}
 	g.Go(guard(func() error { return t.correlate(ctx, c) }))
 	g.Go(guard(func() error { return asked.run(ctx) }))
