@@ -56,7 +56,7 @@ type labFlags struct {
 func (f *labFlags) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringVar(&f.name, "name", "", "name of the lab, to have several at once")
-	fl.StringVar(&f.mode, "mode", "iptables", "how the nodes' proxies make Services work: iptables or userspace")
+	fl.StringVar(&f.mode, "mode", "iptables", "how the nodes' proxies make Services work: iptables, ipvs or userspace")
 	fl.StringVar(&f.flavour, "iptables-flavour", "auto", "auto, nft or legacy")
 	fl.BoolVar(&f.guest, "guest", false, "run in a guest kernel (user-mode Linux) even where this one would do: to compare modes on one kernel")
 	fl.BoolVar(&f.kernelTimeouts, "kernel-timeouts", false, "keep the kernel's conntrack timeouts instead of short ones")
@@ -65,12 +65,8 @@ func (f *labFlags) add(cmd *cobra.Command) {
 
 // check refuses what the nodes' proxies would refuse.
 func (f *labFlags) check() error {
-	mode, err := proxy.ParseMode(f.mode)
-	if err != nil {
+	if _, err := proxy.ParseMode(f.mode); err != nil {
 		return usageErr(err)
-	}
-	if mode == proxy.IPVS {
-		return usageErr(fmt.Errorf("mode %q is not in this release: use iptables or userspace", mode))
 	}
 	if err := checkFlavour(f.flavour); err != nil {
 		return usageErr(err)
