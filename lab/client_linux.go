@@ -83,14 +83,24 @@ func (c *client) connect(t Target) Report {
 	if t.Scheme == "udp" {
 		r.Proto, network, wait = conntrack.UDP, "udp4", udpPatience
 	}
+	if t.Scheme == "sctp" {
+		r.Proto = conntrack.SCTP
+	}
 	d := net.Dialer{KeepAlive: -1, Timeout: wait, Control: func(_, _ string, rc syscall.RawConn) error {
 		return c.bind(rc, &r)
 	}}
 	r.Start = time.Now()
-	conn, err := d.Dial(network, t.Addr.String())
+	var conn net.Conn
+	var err error
+	if r.Proto == conntrack.SCTP {
+		conn, r.Local, err = dialSCTP(c.addr, t.Addr, wait)
+	} else {
+		conn, err = d.Dial(network, t.Addr.String())
+	}
 	if err == nil {
-		if r.Proto == conntrack.TCP {
+		if r.Proto != conntrack.UDP {
 			r.Established = time.Since(r.Start)
+			time.Sleep(t.Hold)
 			_ = conn.SetDeadline(time.Now().Add(patience))
 		} else {
 			_ = conn.SetDeadline(r.Start.Add(wait))
@@ -131,7 +141,7 @@ func (c *client) exchange(conn net.Conn, t Target, r *Report) error {
 	switch t.Scheme {
 	case "http":
 		body, err = httpGet(conn, t.Addr.String(), "/")
-	case "tcp":
+	case "tcp", "sctp":
 		body, err = io.ReadAll(io.LimitReader(conn, 1024))
 	case "udp":
 		body = make([]byte, 1024)

@@ -61,7 +61,7 @@ func (p *Pod) ID() string { return p.Namespace + "/" + p.Name }
 
 // Port is a port that a server answers on.
 type Port struct {
-	// Scheme is http, tcp or udp.
+	// Scheme is http, tcp, udp or sctp.
 	Scheme string `json:"scheme"`
 	Number uint16 `json:"port"`
 }

@@ -140,7 +140,7 @@ func (r *reader) readPods() {
 				port := &ctr.Ports[pi]
 				scheme := strings.ToLower(string(port.Protocol))
 				switch {
-				case scheme == "udp":
+				case scheme == "udp", scheme == "sctp":
 				case strings.HasPrefix(port.Name, "http"):
 					scheme = "http"
 				default:

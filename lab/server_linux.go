@@ -39,7 +39,15 @@ func (s *server) listen(ctx context.Context) error {
 	for _, p := range s.ports {
 		at := fmt.Sprintf(":%d", p.Number)
 		var c io.Closer
-		if p.Scheme == "udp" {
+		if p.Scheme == "sctp" {
+			l, err := listenSCTP(p.Number)
+			if err != nil {
+				s.closeLocked()
+				return fmt.Errorf("lab: listening: %w", err)
+			}
+			go s.serveTCP(l, false)
+			c = l
+		} else if p.Scheme == "udp" {
 			conn, err := lc.ListenPacket(ctx, "udp4", at)
 			if err != nil {
 				s.closeLocked()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,13 +15,14 @@ import (
 const (
 	maxRate        = 5000
 	maxConcurrency = 512
+	maxHold        = 4 * time.Second // servers wait for five
 )
 
 // Target is one line of a client's traffic.
 type Target struct {
 	// URL is the target as it was written.
 	URL string `json:"url"`
-	// Scheme is http, tcp or udp.
+	// Scheme is http, tcp, udp or sctp.
 	Scheme string         `json:"scheme"`
 	Addr   netip.AddrPort `json:"addr"`
 	// Rate is connections per second, Concurrency how many may be open at
@@ -31,6 +33,8 @@ type Target struct {
 	Count int `json:"count,omitempty"`
 	// After is the delay before the first one.
 	After time.Duration `json:"after,omitempty"`
+	// Hold is how long a connection stays idle before the question is asked.
+	Hold time.Duration `json:"hold,omitempty"`
 }
 
 // ParseTraffic reads a list of targets separated by semicolons or line ends:
@@ -38,7 +42,7 @@ type Target struct {
 //	http://foo.shop:80 rate=20 concurrency=8; udp://10.96.0.53:53 count=100 after=2s
 //
 // rate is connections per second (default 5), concurrency how many may be
-// open at once (default 16). Every connection is a new one from a fresh port.
+// open at once (default 16), hold how long each stays idle once connected. Every connection is a new one from a fresh port.
 // An http target without a port means 80.
 func ParseTraffic(text string, resolve func(host string) (netip.Addr, error)) ([]Target, error) {
 	var targets []Target
@@ -63,8 +67,8 @@ func parseTarget(words []string, resolve func(string) (netip.Addr, error)) (Targ
 		return t, err
 	}
 	t.Scheme = u.Scheme
-	if t.Scheme != "http" && t.Scheme != "tcp" && t.Scheme != "udp" {
-		return t, errors.New("begin with http://, tcp:// or udp://")
+	if !slices.Contains([]string{"http", "tcp", "udp", "sctp"}, t.Scheme) {
+		return t, errors.New("begin with http://, tcp://, udp:// or sctp://")
 	}
 	port := u.Port()
 	if port == "" && t.Scheme == "http" {
@@ -107,8 +111,12 @@ func (t *Target) set(word string) error {
 		if t.After, err = time.ParseDuration(value); err == nil && t.After < 0 {
 			err = errors.New("is negative")
 		}
+	case "hold":
+		if t.Hold, err = time.ParseDuration(value); err == nil && (t.Hold < 0 || t.Hold > maxHold) {
+			err = fmt.Errorf("not within 0 to %v", maxHold)
+		}
 	default:
-		return fmt.Errorf("unknown word %q: use rate, concurrency, count or after", word)
+		return fmt.Errorf("unknown word %q: use rate, concurrency, count, after or hold", word)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", word, err)
