@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kptrace/kptrace/proxy"
@@ -58,9 +59,10 @@ func (j *judge) service(name proxy.PortName, flows []*trace.Flow) ServiceSummary
 	for _, ep := range selected {
 		t.at(ep.Addr).Pod = ep.Pod
 	}
-	affinity := false
+	affinity, algorithm := false, ""
 	for _, f := range flows {
 		affinity = affinity || f.Decision.AffinityTimeout > 0
+		algorithm = cmp.Or(algorithm, f.Decision.Algorithm)
 		if f.Backend.Addr.IsValid() {
 			e := t.at(f.Backend.Addr)
 			e.Pod = cmp.Or(f.Backend.Pod, e.Pod)
@@ -68,9 +70,13 @@ func (j *judge) service(name proxy.PortName, flows []*trace.Flow) ServiceSummary
 			t.total++
 		}
 	}
-	if affinity {
-		t.expectPins(flows)
-	} else {
+	hash := strings.HasPrefix(algorithm, "sh") || strings.HasPrefix(algorithm, "dh")
+	switch {
+	case affinity || hash:
+		t.expectPins(flows, hash)
+	case algorithm == "wrr":
+		t.expectWeights(selected)
+	default:
 		t.expectChance(flows, selected)
 	}
 	v.Endpoints = append(v.Endpoints, t.sorted()...)
@@ -127,16 +133,28 @@ func (t *tally) expectChance(flows []*trace.Flow, selected []proxy.Endpoint) {
 	}
 }
 
+// expectWeights has each endpoint take its turns by its weight.
+func (t *tally) expectWeights(selected []proxy.Endpoint) {
+	sum := 0
+	for _, ep := range selected {
+		sum += max(1, int(ep.Weight))
+	}
+	for _, ep := range selected {
+		t.at(ep.Addr).ExpectedShare = float64(max(1, int(ep.Weight))) / float64(sum)
+	}
+}
+
 // expectPins sends every connection where its client's last free pick went:
-// what affinity promises. flows are in order of time.
-func (t *tally) expectPins(flows []*trace.Flow) {
+// what affinity promises, or a hash of addresses, which leaves none free but
+// the first. flows are in order of time.
+func (t *tally) expectPins(flows []*trace.Flow, hash bool) {
 	pin := map[netip.Addr]netip.AddrPort{}
 	for _, f := range flows {
 		if !f.Backend.Addr.IsValid() || t.total == 0 {
 			continue
 		}
 		client := f.Client.Addr.Addr()
-		if _, ok := pin[client]; !ok || f.Decision.Affinity != trace.AffinityHit {
+		if _, ok := pin[client]; !ok || !hash && f.Decision.Affinity != trace.AffinityHit {
 			pin[client] = f.Backend.Addr
 		}
 		t.at(pin[client]).ExpectedShare += 1 / float64(t.total)
