@@ -12,6 +12,7 @@ import (
 	"github.com/kptrace/kptrace/exporters/relay"
 	"github.com/kptrace/kptrace/internal/netns"
 	"github.com/kptrace/kptrace/internal/umlguest"
+	"github.com/kptrace/kptrace/lab"
 	"github.com/kptrace/kptrace/proxy"
 )
 
@@ -100,6 +101,14 @@ func inSandbox(cmd *cobra.Command, f func(ctx context.Context) error) error {
 		return &exitCodeError{code: code}
 	}
 	return nil
+}
+
+// defaultScenario is what a lab shows if nobody chooses.
+func (fl *labFlags) defaultScenario() string {
+	if fl.mode == string(proxy.IPVS) {
+		return "schedulers"
+	}
+	return lab.DefaultScenario
 }
 
 // startPatience is how long the nodes of a lab may take to be ready.

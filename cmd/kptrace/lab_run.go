@@ -47,8 +47,12 @@ Meanwhile kptrace lab exec, fault, status and down work from other terminals.`,
   # The summary alone, as one line of JSON
   kptrace lab run --for 10s -o json
 
-  # In a kernel of its own: one CPU, iptables-legacy, IPVS
-  kptrace lab run --guest
+  # IPVS with its schedulers: of this kernel, or of a guest kernel where this
+  # one has none
+  kptrace lab run --mode ipvs
+
+  # Any mode in the guest kernel (one CPU, iptables-legacy), to compare modes
+  kptrace lab run --guest --scenario schedulers
 
   # A folder of Kubernetes YAML of your own
   kptrace lab run --scenario ./state`,
@@ -63,6 +67,9 @@ Meanwhile kptrace lab exec, fault, status and down work from other terminals.`,
 			if err := f.check(); err != nil {
 				return err
 			}
+			if scenario == "" {
+				scenario = f.defaultScenario()
+			}
 			cfg := f.config()
 			if info, err := os.Stat(scenario); err == nil && info.IsDir() {
 				cfg.Dir = scenario
@@ -76,7 +83,7 @@ Meanwhile kptrace lab exec, fault, status and down work from other terminals.`,
 	}
 	f.add(cmd)
 	cmd.Flags().DurationVar(&runFor, "for", 15*time.Second, "how long traffic flows")
-	cmd.Flags().StringVar(&scenario, "scenario", lab.DefaultScenario, fmt.Sprintf("one of %v, or a folder of Kubernetes YAML", lab.Scenarios()))
+	cmd.Flags().StringVar(&scenario, "scenario", "", fmt.Sprintf("one of %v, or a folder of Kubernetes YAML (default: demo, or schedulers with --mode ipvs)", lab.Scenarios()))
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text, json (the summary alone) or jsonl (each connection, then the summary)")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json", "jsonl"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd

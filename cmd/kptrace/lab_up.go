@@ -39,6 +39,9 @@ at the start only.`,
 			if err := f.refuseGuest(cmd); err != nil {
 				return err
 			}
+			if scenario == "" {
+				scenario = f.defaultScenario()
+			}
 			cfg := f.config()
 			cfg.Dir, cfg.Scenario = dir, scenario
 			return f.inLab(cmd, func(ctx context.Context) error {
@@ -53,7 +56,7 @@ at the start only.`,
 	}
 	f.add(cmd)
 	cmd.Flags().StringVar(&dir, "dir", "", "folder of manifests (default: one that lasts until the next lab)")
-	cmd.Flags().StringVar(&scenario, "scenario", lab.DefaultScenario, fmt.Sprintf("what to write to an empty folder: one of %v", lab.Scenarios()))
+	cmd.Flags().StringVar(&scenario, "scenario", "", fmt.Sprintf("what to write to an empty folder: one of %v (default: demo, or schedulers with --mode ipvs)", lab.Scenarios()))
 	cmd.Flags().BoolVar(&quiet, "no-traffic", false, "let the clients in the scenario rest")
 	return cmd
 }

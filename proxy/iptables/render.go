@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 )
@@ -48,8 +49,11 @@ func (f *fixed) same(o *fixed) bool {
 
 // renderer renders for one Config and Node.
 type renderer struct {
-	cfg   *Config
-	node  proxy.Node
+	cfg  *Config
+	node proxy.Node
+	// sctp says that there are Services of SCTP, whose rules take a kernel that
+	// has the match.
+	sctp  bool
 	probs []string // by number of endpoints left
 	local detector
 	// large leaves out the comments of endpoints; see largeEndpoints.
@@ -199,6 +203,10 @@ func (r *renderer) trace(f *fixed) {
 		if from == "PREROUTING" {
 			in = "! -i lo"
 		}
+		if r.sctp {
+			f.jumps = append(f.jumps, jumpRule{"mangle", from,
+				line(in, "-p sctp", "-m sctp --chunk-types any INIT_ACK,ABORT,SHUTDOWN", about, jump(chainTrace)), chainTrace})
+		}
 		for _, rule := range []string{
 			line(in, "-p udp", "-m conntrack --ctstate DNAT --ctdir REPLY",
 				"-m connbytes --connbytes 1:1 --connbytes-mode packets --connbytes-dir reply", about, jump(chainTrace)),
@@ -233,6 +241,15 @@ func (r *renderer) trace(f *fixed) {
 		rules = append(rules, line("-p tcp -m tcp --tcp-flags FIN,SYN,RST NONE", nflogTo(tag, r.cfg.RequestGroup, nflogSizeHeader)))
 		f.tagged = append(f.tagged, &proxy.Rule{Tag: tag, Table: "mangle", Chain: chainTrace, Purpose: "report a request that names the span which sent it"})
 	}
+	if r.sctp {
+		// The tags are those of TCP: they mean the same.
+		for _, life := range []struct {
+			kind  proxy.TagKind
+			chunk string
+		}{{proxy.TagSynAck, "INIT_ACK"}, {proxy.TagFin, "SHUTDOWN"}, {proxy.TagRst, "ABORT"}} {
+			rules = append(rules, line("-p sctp -m sctp --chunk-types any "+life.chunk, r.nflog(proxy.Tag{Kind: life.kind}, nflogSize)))
+		}
+	}
 	f.own = append(f.own, chain{"mangle", chainTrace, rules})
 }
 
@@ -252,13 +269,17 @@ func (r *renderer) requests(f *fixed) {
 	}
 }
 
+func hasSCTP(s *proxy.Snapshot) bool {
+	return slices.ContainsFunc(s.Services, func(svc proxy.Service) bool { return svc.Name.Proto == conntrack.SCTP })
+}
+
 // Render says what should be in the kernel for the Services of the Config's
 // family. Units of Services that did not change are taken over from the last
 // call, which is why the same input costs less the second time.
 func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 	b.render.Lock()
 	defer b.render.Unlock()
-	r := &renderer{cfg: &b.cfg, node: s.Node, local: b.cfg.detector(&s.Node), large: b.isLarge(s)}
+	r := &renderer{cfg: &b.cfg, node: s.Node, local: b.cfg.detector(&s.Node), large: b.isLarge(s), sctp: hasSCTP(s)}
 	p := &program{cfg: &b.cfg, node: s.Node, fixed: r.fixed()}
 	check := &proxy.Checker{IP6: b.cfg.Family == xtables.IPv6, Claims: make(map[proxy.Claim]proxy.Owner, len(s.Services))}
 	memo := make(map[proxy.PortName]*unit, len(s.Services))

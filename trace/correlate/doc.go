@@ -26,7 +26,8 @@
 //     Config.GiveUpAfter, or the entry expired: timeout. An entry removed
 //     early is waited for, because the next SYN makes a new one: an Attempt.
 //   - UDP: the entry gone makes it closed, or timeout if nothing answered.
-//   - SCTP has no packet events: it is open until its entry is gone.
+//   - SCTP: INIT ACK answers, SHUTDOWN closes, ABORT refuses or resets. Without
+//     a pick nothing reports these: it is open until its entry is gone.
 //   - A rule that refuses: rejected or dropped, at once.
 //
 // A DESTROY comes minutes late, so it decides only where no packet did. Where

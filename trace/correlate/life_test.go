@@ -256,8 +256,20 @@ func TestLife(t *testing.T) {
 		}, want: want{outcome: trace.Timeout, reason: trace.NoReply, ended: true, try: "timeout", counted: true}},
 		{name: "udp refused", service: 1, run: func(l *lab, k *conn) { k.pick().new(); l.pass(ms); k.icmp(3, 3) },
 			want: want{outcome: trace.Refused, reason: trace.EndpointRefused, ended: true, dur: ms, try: "refused", icmp: "port unreachable from 10.0.0.1"}},
-		{name: "sctp open", service: 2, run: func(l *lab, k *conn) { k.pick().new(); l.wait(5 * time.Second) },
-			want: want{outcome: trace.Open, try: "pending"}},
+		{name: "sctp open", service: 2, run: func(l *lab, k *conn) { k.pick().new(); l.pass(2 * ms); k.synack(); l.wait(5 * time.Second) },
+			want: want{outcome: trace.Open, est: 2 * ms, try: "established"}},
+		{name: "sctp unanswered", service: 2, run: func(l *lab, k *conn) { k.pick().new(); l.wait(5 * time.Second) },
+			want: want{outcome: trace.Unanswered, reason: trace.NoReply, try: "unanswered"}},
+		{name: "sctp aborted at once", service: 2, run: func(l *lab, k *conn) { k.pick().new(); l.pass(ms); k.rstIn() },
+			want: want{outcome: trace.Refused, reason: trace.EndpointRefused, ended: true, dur: ms, try: "refused"}},
+		{name: "sctp shut down", service: 2, run: func(l *lab, k *conn) {
+			k.pick().new()
+			l.pass(2 * ms)
+			k.synack()
+			l.pass(30 * ms)
+			k.finOut().finIn()
+			l.wait(100 * ms)
+		}, want: closed},
 		{name: "sctp closed", service: 2, run: func(l *lab, k *conn) {
 			k.pick().new()
 			l.wait(5 * time.Second)

@@ -97,7 +97,7 @@ func (c *Correlator) begin(r *rec, now int64) {
 		r.phase = open
 		r.f.Outcome = trace.Open
 		r.stateDue = c.idleDue(r, now)
-	case !r.tcp() && r.orig.Proto() != conntrack.UDP:
+	case !r.tcp() && r.orig.Proto() != conntrack.UDP && !r.picked: // nothing reports its packets
 		r.phase = open
 		r.f.Outcome = trace.Open
 	default:
