@@ -55,6 +55,9 @@ type Config struct {
 	// RequestGroup is the NFLOG group to which the backend's rules report
 	// requests that name a span; 0 if they do not.
 	RequestGroup uint16
+	// CheckEvery is how often the kernel is compared with what it should have,
+	// for the metrics; 0 is never. It reads all rules.
+	CheckEvery time.Duration
 	// OTLP says where connections are exported to, nil nowhere.
 	OTLP *otlp.Config
 	// Wanted is the mode that was asked for, if another one runs because it

@@ -96,6 +96,10 @@ func (n *node) eligible() bool {
 func (n *node) serve(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return n.ports.Run(ctx) })
 	n.countFlows(ctx, g)
+	g.Go(func() error {
+		n.checkOften(ctx)
+		return nil
+	})
 	c := n.cfg.HTTP
 	if c.Healthz != "" {
 		g.Go(func() error {

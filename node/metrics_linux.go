@@ -17,6 +17,7 @@ import (
 	"github.com/kptrace/kptrace/exporters/prom"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/check"
 )
 
 const (
@@ -36,15 +37,19 @@ func (n *node) metricsConfig(families []string) prom.Config {
 		Packets: packetCounter, Conntrack: new(tableStats).read, Recent: (&recentLists{view: n.view}).read,
 		EndpointHealth: n.endpointHealth,
 	}
+	if n.cfg.CheckEvery > 0 {
+		c.Findings = n.findings.get
+	}
 	if w, ok := n.cfg.Backend.(proxy.Watcher); ok {
 		c.Drift = w.DriftStats
 	}
 	if r, ok := n.cfg.Backend.(proxy.Relay); ok {
-		c.Counters = func() []prom.Counter { return relayCounters(r.RelayStats()) }
+		c.Counters = append(c.Counters, func() []prom.Counter { return relayCounters(r.RelayStats()) })
 	}
 	if n.cfg.Trace {
 		c.Tracer = func() prom.Tracer { return n.tracer.metrics() }
-		c.Exemplar, c.Counters = n.spans.keep, n.exportCounters
+		c.Exemplar, c.Counters = n.spans.keep, append(c.Counters, n.exportCounters)
+		c.IPVS = func() []trace.VirtualServer { return n.tracer.virtualServers() }
 		c.Find = func(id trace.FlowID) (*trace.Flow, bool) { return n.tracer.history.Get(id) }
 	}
 	return c
@@ -69,6 +74,79 @@ func (n *node) countFlows(ctx context.Context, g *errgroup.Group) {
 		}
 		return nil
 	})
+}
+
+// virtualServers lists what IPVS balances, if a source looks at it.
+func (t *tracer) virtualServers() []trace.VirtualServer {
+	var all []trace.VirtualServer
+	if live := t.live.Load(); live != nil {
+		for _, src := range live.sources {
+			if s, ok := src.(interface{ Servers() []trace.VirtualServer }); ok {
+				all = append(all, s.Servers()...)
+			}
+		}
+	}
+	return all
+}
+
+// findings is what the last check found, by code and severity.
+type findings struct {
+	mu   sync.Mutex
+	list []prom.Finding
+}
+
+func (f *findings) get() []prom.Finding {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.list
+}
+
+func (f *findings) set(all []check.Finding) {
+	counts := map[prom.Finding]int{}
+	for _, x := range all {
+		counts[prom.Finding{Code: x.Code, Severity: string(x.Severity)}]++
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before := f.list
+	f.list = nil
+	for key, n := range counts {
+		key.Count = n
+		f.list = append(f.list, key)
+	}
+	// What was found once stays as a zero, so that it is seen to be over.
+	for _, old := range before {
+		key := prom.Finding{Code: old.Code, Severity: old.Severity}
+		if counts[key] == 0 {
+			f.list = append(f.list, key)
+		}
+	}
+}
+
+// checkOften holds the kernel against what it should have, for the metrics,
+// until ctx ends.
+func (n *node) checkOften(ctx context.Context) {
+	if n.cfg.CheckEvery <= 0 || n.cfg.HTTP.Metrics == "" {
+		return
+	}
+	wait := min(n.cfg.CheckEvery, 30*time.Second) // the first look comes soon
+	for {
+		pause(ctx, wait)
+		if ctx.Err() != nil {
+			return
+		}
+		wait = n.cfg.CheckEvery
+		err := guard(func() error {
+			s, err := n.inspect(ctx)
+			if err == nil {
+				n.findings.set(check.Run(s, check.Options{}))
+			}
+			return err
+		})()
+		if err != nil && ctx.Err() == nil {
+			n.cfg.Logger.Warn("the kernel was not checked", "err", err)
+		}
+	}
 }
 
 // metrics is what the tracer has done so far.

@@ -44,12 +44,13 @@ type node struct {
 	variant string
 	reason  string
 
-	teller  *teller
-	metrics *prom.Exporter
-	spans   spans
-	health  *health.Source
-	ports   *health.Servers
-	servers atomic.Pointer[serverhealth.Checker] // nil where nobody checks
+	teller   *teller
+	metrics  *prom.Exporter
+	findings findings
+	spans    spans
+	health   *health.Source
+	ports    *health.Servers
+	servers  atomic.Pointer[serverhealth.Checker] // nil where nobody checks
 }
 
 // Run runs one node until ctx ends, which is no error. It fails at once if

@@ -95,7 +95,7 @@ func (f *proxyFlags) nodeConfig(c *config.Config, logger *slog.Logger) (node.Con
 		return node.Config{}, usageErr(err)
 	}
 	return node.Config{
-		Metrics: metrics, OTLP: exported,
+		Metrics: metrics, CheckEvery: f.metrics.checkEvery, OTLP: exported,
 		Version: version, Logger: logger,
 		Trace: f.trace, NFLogGroup: f.group, MasqueradeMark: 1 << *c.IPTables.MasqueradeBit,
 		Socket: f.socket, HistoryFailures: f.historyFailures, HistorySuccesses: f.historySuccesses,

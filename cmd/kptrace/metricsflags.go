@@ -23,6 +23,7 @@ type metricsFlags struct {
 	clients     int
 	clientAllow []string
 	staleAfter  time.Duration
+	checkEvery  time.Duration
 }
 
 func (f *metricsFlags) add(cmd *cobra.Command) {
@@ -37,6 +38,7 @@ func (f *metricsFlags) add(cmd *cobra.Command) {
 	fl.IntVar(&f.clients, "metrics-clients", 0, "count connections by client, for this many of the most active ones")
 	fl.StringSliceVar(&f.clientAllow, "metrics-client-allow", nil, "only for clients that match, as shop/*,10.1.2.3")
 	fl.DurationVar(&f.staleAfter, "metrics-stale-after", 5*time.Minute, "drop an endpoint's series this long after it left its Service")
+	fl.DurationVar(&f.checkEvery, "metrics-check-every", 5*time.Minute, "compare the kernel with what it should have this often, as kptrace check does; 0 is never")
 	_ = cmd.RegisterFlagCompletionFunc("metrics-histograms", cobra.FixedCompletions(scopes, cobra.ShellCompDirectiveNoFileComp))
 }
 

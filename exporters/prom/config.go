@@ -59,7 +59,7 @@ type Config struct {
 	// Recent lists how full the affinity lists of xt_recent are.
 	Recent func() []RecentList
 	// IPVS lists the virtual servers of the kernel.
-	IPVS func() []Virtual
+	IPVS func() []trace.VirtualServer
 	// Findings lists what a check of the kernel against the desired state
 	// found last.
 	Findings func() []Finding
@@ -67,7 +67,7 @@ type Config struct {
 	// checks.
 	EndpointHealth func() (EndpointHealth, bool)
 	// Counters adds metrics of other exporters.
-	Counters func() []Counter
+	Counters []func() []Counter
 }
 
 // HistogramScope says how finely the latency histograms are divided.

@@ -41,16 +41,16 @@ func everything(t *testing.T) *Exporter {
 		},
 		Drift:  func() proxy.DriftStats { return proxy.DriftStats{Certain: 1} },
 		Recent: func() []RecentList { return []RecentList{{Service: name, Endpoint: addr, Entries: 3, Limit: 100}} },
-		IPVS: func() []Virtual {
-			return []Virtual{{Service: name, Addr: netip.MustParseAddrPort("10.96.0.1:80"), Scheduler: "rr", Real: []Real{{Addr: addr}, {Addr: netip.MustParseAddrPort("10.0.0.2:8080")}}}}
+		IPVS: func() []trace.VirtualServer {
+			return []trace.VirtualServer{{Service: name, Addr: netip.MustParseAddrPort("10.96.0.1:80"), Proto: conntrack.TCP, Scheduler: "rr", Servers: []trace.RealServer{{Addr: addr}, {Addr: netip.MustParseAddrPort("10.0.0.2:8080")}}}}
 		},
 		EndpointHealth: func() (EndpointHealth, bool) {
 			return EndpointHealth{Out: 1, Outs: 2, Kept: 3, Answered: 4, Failed: 5, Freed: 6}, true
 		},
 		Findings: func() []Finding { return []Finding{{Code: "stale-conntrack", Severity: "warning", Count: 2}} },
-		Counters: func() []Counter {
+		Counters: []func() []Counter{func() []Counter {
 			return []Counter{{Name: "kptrace_example_total", Help: "An example.", Labels: []string{"kind", "x"}, Value: 1}}
-		},
+		}},
 	})
 	e.flows.reader = w.e.flows.reader
 	snap := w.view.Snapshot

@@ -343,6 +343,31 @@ func TestOverrun(t *testing.T) {
 	}
 }
 
+type scheduled struct {
+	proxy.Program
+	algorithm string
+}
+
+func (p scheduled) Walk(proxy.Packet) proxy.Outcome { return proxy.Outcome{Algorithm: p.algorithm} }
+
+// TestShares: IPVS' schedulers weigh, or promise nothing.
+func TestShares(t *testing.T) {
+	a, b := endpointAt(1), endpointAt(2)
+	a.Weight = 3
+	foo := named("foo", a, b)
+	for algorithm, want := range map[string]float64{"rr": 0.5, "wrr": 0.75, "lc": -1} {
+		w := newWorld(t, FlowConfig{}, foo)
+		w.view.Mode, w.view.Program = proxy.IPVS, scheduled{algorithm: algorithm}
+		w.e.cfg.View = nil // no other metrics of a Program that has no more
+		w.publish(w.pending(foo, a), established)
+		w.e.flows.drain(time.Now())
+		w.e.flows.look(w.view, time.Now())
+		if got := value(t, w.e, "kptrace_expected_share_ratio", "endpoint", a.Addr.String()); got != want {
+			t.Errorf("%s: %v, want %v", algorithm, got, want)
+		}
+	}
+}
+
 // TestExisting: a connection older than kptrace counts from the first look on.
 func TestExisting(t *testing.T) {
 	a := endpointAt(1)

@@ -46,25 +46,6 @@ type RecentList struct {
 	Entries, Limit int
 }
 
-// Virtual is a virtual server of IPVS.
-type Virtual struct {
-	Service   proxy.PortName
-	Addr      netip.AddrPort
-	Scheduler string
-	Real      []Real
-}
-
-// Real is a real server of a virtual one.
-type Real struct {
-	Addr   netip.AddrPort
-	Weight int
-	// Active and Inactive are connections by IPVS' own account, Persistent
-	// those of clients bound by persistence.
-	Active, Inactive, Persistent int
-	// Connections, and packets and bytes both ways, since it was added.
-	Connections, InPackets, OutPackets, InBytes, OutBytes uint64
-}
-
 // Finding is what a check found, with how often.
 type Finding struct {
 	Code, Severity string
@@ -132,8 +113,8 @@ func (n nodeState) Collect(ch chan<- prometheus.Metric) {
 			s.gauge("kptrace_check_findings", "What the last check of the kernel against the desired state found, by code.", float64(f.Count), "code", f.Code, "severity", f.Severity)
 		}
 	}
-	if n.cfg.Counters != nil {
-		for _, c := range n.cfg.Counters() {
+	for _, counters := range n.cfg.Counters {
+		for _, c := range counters() {
 			if c.Gauge {
 				s.gauge(c.Name, c.Help, c.Value, c.Labels...)
 			} else {
@@ -217,23 +198,30 @@ func (n nodeState) collectView(s sender, v *proxy.View) {
 	s.gauge("kptrace_proxy_problems", "Objects that could not be used as they are; kptrace status lists them.", float64(problems))
 }
 
-func collectVirtual(s sender, v *Virtual) {
-	service := serviceLabels(v.Service)
-	s.gauge("kptrace_ipvs_virtual_server_info", "Always 1: a virtual server of IPVS and its scheduler.", 1, append(service, "address", v.Addr.String(), "scheduler", v.Scheduler)...)
-	for i := range v.Real {
-		r := &v.Real[i]
-		labels := append(service[:len(service):len(service)], "address", v.Addr.String(), "endpoint", r.Addr.String())
-		in, out := append(labels[:len(labels):len(labels)], "direction", "out"), append(labels[:len(labels):len(labels)], "direction", "in")
+func collectVirtual(s sender, v *trace.VirtualServer) {
+	service := append(serviceLabels(v.Service), "address", v.Addr.String())
+	s.gauge("kptrace_ipvs_virtual_server_info", "Always 1: a virtual server of IPVS and its scheduler.", 1, with2(service, "scheduler", v.Scheduler)...)
+	s.gauge("kptrace_ipvs_persistence_seconds", "How long a virtual server remembers a client, 0 if it does not.", v.Persistence.Seconds(), service...)
+	for i := range v.Servers {
+		r := &v.Servers[i]
+		labels := with2(service, "endpoint", r.Addr.String())
 		s.gauge("kptrace_ipvs_weight", "Weight of a real server.", float64(r.Weight), labels...)
 		s.gauge("kptrace_ipvs_active_connections", "Connections of a real server in state ESTABLISHED.", float64(r.Active), labels...)
 		s.gauge("kptrace_ipvs_inactive_connections", "Connections of a real server in another state.", float64(r.Inactive), labels...)
-		s.gauge("kptrace_ipvs_persistent_connections", "Clients that persistence binds to a real server.", float64(r.Persistent), labels...)
-		s.counter("kptrace_ipvs_connections_total", "Connections scheduled to a real server.", float64(r.Connections), labels...)
-		s.counter("kptrace_ipvs_packets_total", "Packets out to a real server and in from it.", float64(r.InPackets), in...)
-		s.counter("kptrace_ipvs_packets_total", "", float64(r.OutPackets), out...)
-		s.counter("kptrace_ipvs_bytes_total", "Bytes out to a real server and in from it.", float64(r.InBytes), in...)
-		s.counter("kptrace_ipvs_bytes_total", "", float64(r.OutBytes), out...)
+		s.counter("kptrace_ipvs_connections_total", "Connections scheduled to a real server.", float64(r.Total.Connections), labels...)
+		for _, d := range []struct {
+			direction      string
+			packets, bytes uint64
+		}{{"out", r.Total.PacketsIn, r.Total.BytesIn}, {"in", r.Total.PacketsOut, r.Total.BytesOut}} {
+			s.counter("kptrace_ipvs_packets_total", "Packets out to a real server and in from it, by IPVS' account.", float64(d.packets), with2(labels, "direction", d.direction)...)
+			s.counter("kptrace_ipvs_bytes_total", "Bytes out to a real server and in from it, by IPVS' account.", float64(d.bytes), with2(labels, "direction", d.direction)...)
+		}
 	}
+}
+
+// with2 returns labels and one more, leaving labels as they are.
+func with2(labels []string, name, value string) []string {
+	return append(labels[:len(labels):len(labels)], name, value)
 }
 
 // collectSelf tells what these metrics cost, and what they leave out.

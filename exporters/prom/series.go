@@ -103,6 +103,28 @@ func (f *flows) histogram(name, help string, buckets []float64) *latencyHistogra
 	return &latencyHistogram{Histogram: prometheus.NewHistogram(opts), buckets: buckets, told: make([]int64, len(buckets)+1)}
 }
 
+// weigher says how much of a Service each candidate should get, in proportion
+// to the others: all the same, but in IPVS mode as its scheduler has it. One
+// that looks at load or at addresses promises no share.
+func weigher(s *proxy.Service, v *proxy.View) func(*proxy.Endpoint) float64 {
+	same := func(*proxy.Endpoint) float64 { return 1 }
+	if v.Mode != proxy.IPVS || v.Program == nil {
+		return same
+	}
+	from := netip.AddrPortFrom(netip.IPv4Unspecified(), 1)
+	if s.Is6() {
+		from = netip.AddrPortFrom(netip.IPv6Unspecified(), 1)
+	}
+	o := v.Program.Walk(proxy.Packet{Proto: s.Name.Proto, Src: from, Dst: netip.AddrPortFrom(s.ClusterIP, s.Port)})
+	switch o.Algorithm {
+	case "rr", "single":
+		return same
+	case "wrr":
+		return func(e *proxy.Endpoint) float64 { return float64(max(1, e.Weight)) }
+	}
+	return func(*proxy.Endpoint) float64 { return 0 }
+}
+
 // labelNames are shared by all pairs: what is near each other in memory is
 // written faster, and a scrape goes through millions of them.
 var labelNames = func() map[string]*string {
@@ -304,9 +326,14 @@ func (f *flows) expect(s *service, want *proxy.Service, v *proxy.View) {
 	if want.InternalLocal {
 		candidates = choice.Local
 	}
+	weight := weigher(want, v)
+	total := 0.0
 	for j := range candidates {
-		if e := s.endpoints[candidates[j].Addr]; e != nil {
-			e.share = 1 / float64(len(candidates))
+		total += weight(&candidates[j])
+	}
+	for j := range candidates {
+		if e := s.endpoints[candidates[j].Addr]; e != nil && total > 0 {
+			e.share = weight(&candidates[j]) / total
 		}
 	}
 	if e := s.endpoints[addrOther()]; e != nil {
