@@ -46,6 +46,11 @@ type Config struct {
 	// default of trace.HistoryConfig.
 	HistoryFailures, HistorySuccesses int
 
+	// Reroute is how long a connection may stay without an answer before the
+	// Backend, a proxy.Rerouter, sends it to another endpoint; zero is for
+	// ever. It takes the tracer.
+	Reroute time.Duration
+
 	// Socket is where the relay listens.
 	Socket string
 	// HTTP says what else is served, and where.

@@ -46,6 +46,9 @@ func (n *node) metricsConfig(families []string) prom.Config {
 	if r, ok := n.cfg.Backend.(proxy.Relay); ok {
 		c.Counters = append(c.Counters, func() []prom.Counter { return relayCounters(r.RelayStats()) })
 	}
+	if r, ok := n.cfg.rerouter(); ok {
+		c.Counters = func() []prom.Counter { return rerouteCounters(r.RerouteStats()) }
+	}
 	if n.cfg.Trace {
 		c.Tracer = func() prom.Tracer { return n.tracer.metrics() }
 		c.Exemplar, c.Counters = n.spans.keep, append(c.Counters, n.exportCounters)

@@ -204,6 +204,12 @@ func (n *node) run(ctx context.Context) error {
 			return nil
 		})
 	}
+	g.Go(func() error {
+		if err := guard(func() error { n.reroute(ctx); return nil })(); err != nil {
+			n.cfg.Logger.Error("connections that nobody answers stay where they are; Services are not affected", "err", err)
+		}
+		return nil
+	})
 	n.serve(ctx, g)
 	return g.Wait()
 }

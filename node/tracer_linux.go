@@ -50,6 +50,9 @@ type tracer struct {
 	logger  *slog.Logger
 
 	queue chan *batch
+	// stuck has the connections that nobody answers, nil where none are to be
+	// sent elsewhere.
+	stuck chan unanswered
 	pool  sync.Pool
 	calls chan func(*correlate.Correlator)
 	asks  chan conntrack.Tuple
@@ -97,6 +100,9 @@ func newTracer(cfg Config, views func() []*proxy.View) *tracer {
 		requests: requests{queue: make(chan request, requestQueue)},
 	}
 	t.pool.New = func() any { return new(batch) }
+	if _, ok := cfg.rerouter(); ok {
+		t.stuck = make(chan unanswered, maxStuck)
+	}
 	return t
 }
 
@@ -139,6 +145,7 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 		Counters:       t.wants,
 		Paths:          t.paths.Load,
 		MasqueradeMark: t.cfg.MasqueradeMark, MaxFlows: maxFlows, Hold: hold,
+		UnansweredAfter: t.cfg.unansweredAfter(),
 	})
 	sources := []trace.Source{log, ct}
 	var relayed *userspace.Source
@@ -230,6 +237,7 @@ func (t *tracer) enqueue(dec trace.Decoder, f trace.Frame) {
 func (t *tracer) correlate(ctx context.Context, c *correlate.Correlator) error {
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
+	rerouter, _ := t.cfg.rerouter()
 	last := time.Now()
 	var quiet time.Time // no timer fires before
 	for {
@@ -243,6 +251,9 @@ func (t *tracer) correlate(ctx context.Context, c *correlate.Correlator) error {
 			began := time.Now()
 			t.tell(c)
 			for i := range b.events {
+				if e := &b.events[i]; e.Kind == trace.KindDestroy && t.stuck != nil {
+					rerouter.RerouteDestroyed(e.Tuple, e.Status)
+				}
 				c.Handle(&b.events[i])
 			}
 			t.correlating.Add(int64(time.Since(began)))
@@ -278,6 +289,7 @@ func (t *tracer) tell(c *correlate.Correlator) {
 func (t *tracer) emit(f *trace.Flow) {
 	t.history.Put(f)
 	t.ring.Publish(f)
+	t.tellStuck(f)
 }
 
 // do runs f on the correlator, if one is there and not stalled.

@@ -21,12 +21,33 @@ import (
 type relayFlags struct {
 	portRange         string
 	udpTimeout, drain time.Duration
+	reroute           time.Duration
 }
 
 func (f *relayFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.portRange, "proxy-port-range", "", "userspace mode: ports to listen at, one for each Service port, as 30000-30999 (default: the kernel's choice)")
 	fl.DurationVar(&f.udpTimeout, "udp-timeout", userspace.DefaultUDPTimeout, "userspace mode: how long a UDP client's session lasts with nothing going through it")
 	fl.DurationVar(&f.drain, "userspace-drain", userspace.DefaultDrain, "userspace mode: how long connections may go on when the proxy ends; 0 closes them at once")
+	fl.DurationVar(&f.reroute, "reroute-unanswered", 0, "iptables mode: send a TCP connection to another pod if nobody answered it for this long, as 500ms; 0 never does")
+}
+
+// rerouteLeast keeps answers that are merely late from being given up.
+const rerouteLeast = 50 * time.Millisecond
+
+// checkReroute refuses a time in which nothing can be rerouted.
+func (f *relayFlags) checkReroute(mode proxy.Mode, trace bool) error {
+	switch {
+	case f.reroute == 0:
+	case f.reroute < rerouteLeast:
+		return fmt.Errorf("--reroute-unanswered=%v: give at least %v", f.reroute, rerouteLeast)
+	case mode == proxy.Userspace:
+		return errors.New("--reroute-unanswered: the userspace mode tries another pod anyway; leave the flag out")
+	case mode != proxy.IPTables:
+		return fmt.Errorf("--reroute-unanswered is for the iptables mode, not for %s", mode)
+	case !trace:
+		return errors.New("--reroute-unanswered needs the tracer, which sees that nobody answers: leave out --trace=false")
+	}
+	return nil
 }
 
 // config says how the userspace mode works; ipt is what the iptables mode would

@@ -92,6 +92,10 @@ A start in one mode removes the rules of others.`,
   # Send one in ten connections to a collector, and all that fail or are slow
   kptrace proxy --manifests ./state --node node1 --otlp-endpoint http://collector:4317 --otlp-sample 0.1
 
+  # iptables mode, where a pod that is silent for half a second loses the
+  # connection to another one
+  kptrace proxy --manifests ./state --node node1 --reroute-unanswered 500ms
+
   # What would it program? Needs no root, works on any OS
   kptrace proxy --manifests ./state --node node1 --dry-run
 
@@ -201,6 +205,10 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 			logger.Info("two metrics stay absent: the kernel gives no packet counters", "err", err)
 		}
 	}
+	if err := f.relay.checkReroute(mode(wanted, fallback), f.trace); err != nil {
+		return usageErr(err)
+	}
+	cfg.Reroute, nodeCfg.Reroute = f.relay.reroute > 0, f.relay.reroute
 	var backend proxy.Backend = iptables.NewDual(cfg)
 	switch mode(wanted, fallback) {
 	case proxy.IPVS:

@@ -31,8 +31,14 @@ func (b *Backend) Apply(ctx context.Context, prog proxy.Program) (proxy.Report, 
 		return rep, fmt.Errorf("proxy/iptables: applying: %w", err)
 	}
 	b.applied = nil
+	if err := b.leaveChains(ctx, p, &rep); err != nil {
+		return rep, fmt.Errorf("proxy/iptables: applying: %w", err)
+	}
 	err = b.commit(ctx, changes, &rep)
 	rep.Partial = rep.Partial && 2*rep.Refused <= len(p.units)
+	if err == nil && b.reroute.left && b.cfg.Reroute {
+		err = b.writeReroutes(ctx, p, &rep)
+	}
 	if err == nil {
 		b.applied = p
 	}
@@ -79,6 +85,8 @@ func (b *Backend) changes(ctx context.Context, p *program, rep *proxy.Report) ([
 	if err != nil {
 		return nil, err
 	}
+	c := have.Chain("nat", chainReroute)
+	b.reroute.left = c != nil && len(c.Rules) > 0 && len(b.reroute.moved) == 0
 	return newLive(have).diff(p), nil
 }
 

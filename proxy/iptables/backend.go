@@ -30,6 +30,7 @@ type Backend struct {
 	watch   *xtables.Watch // nil while nobody watches
 	// lastFull is how long the last reading and comparing of all took.
 	lastFull time.Duration
+	reroute  rerouting
 
 	drift      sync.Mutex // protects what follows
 	driftStats proxy.DriftStats

@@ -114,7 +114,7 @@ func owned(table, chain string) bool {
 		return table == "filter" || table == "nat"
 	case chainExternalServices, chainProxyFirewall, chainForward:
 		return table == "filter"
-	case chainPostrouting, chainMarkMasq:
+	case chainPostrouting, chainMarkMasq, chainReroute:
 		return table == "nat"
 	case chainCanary:
 		return table == "filter" || table == "nat" || table == "mangle"
@@ -165,7 +165,7 @@ func deletable(t *xtables.Table, mine func(table, chain string) bool) []string {
 			names = append(names, c.Name)
 		}
 	}
-	order := [...]string{chainServices, chainNodePorts, prefixFirewall, prefixExternal, prefixService, prefixLocal, prefixEndpoint}
+	order := [...]string{chainReroute, chainServices, chainNodePorts, prefixFirewall, prefixExternal, prefixService, prefixLocal, prefixEndpoint}
 	rank := func(name string) int {
 		for i, p := range order {
 			if strings.HasPrefix(name, p) {

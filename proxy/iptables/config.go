@@ -51,6 +51,9 @@ type Config struct {
 	// and CounterLocalhost, which rules then feed; see EnsureCounters.
 	Counters bool
 
+	// Reroute adds the chain in which Reroute writes.
+	Reroute bool
+
 	// Trace adds the NFLOG rules.
 	Trace bool
 	// NFLogGroup is the group they report to. Zero means 100.

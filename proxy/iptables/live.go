@@ -73,6 +73,10 @@ func (l *live) diff(p *program) []Change {
 	}
 	for i := range p.fixed.shared {
 		c := &p.fixed.shared[i]
+		if c.name == chainReroute {
+			wanted[[2]string{c.table, c.name}] = true
+			continue // what stands there has its own time
+		}
 		for _, r := range c.last {
 			rules[[3]string{c.table, c.name, r}] = true
 		}
@@ -158,7 +162,7 @@ func (l *live) jumps(want []jumpRule) []Change {
 	}
 	for _, j := range knownJumps(l.rs.Family) {
 		_, times := l.stands(j.table, j.chain, j.rule)
-		if times > 0 && j.to == chainTrace && !slices.Contains(want, j) {
+		if times > 0 && (j.to == chainTrace || j.to == chainReroute) && !slices.Contains(want, j) {
 			out = append(out, Change{Table: j.table, Chain: j.chain, Kind: xtables.Changed,
 				Remove: slices.Repeat([]string{j.rule}, times), what: discard})
 		}
@@ -167,11 +171,14 @@ func (l *live) jumps(want []jumpRule) []Change {
 }
 
 // stale lists chains of Services that are no more, those that lead to others
-// first, and our trace chain where it is not wanted.
+// first, and chains of our own where they are not wanted.
 func (l *live) stale(wanted map[[2]string]bool) []Change {
 	var out []Change
 	if rules, ok := l.own("mangle", chainTrace); ok && !wanted[[2]string{"mangle", chainTrace}] {
 		out = append(out, Change{Table: "mangle", Chain: chainTrace, Kind: xtables.Extra, Remove: rules})
+	}
+	if rules, ok := l.own("nat", chainReroute); ok && !wanted[[2]string{"nat", chainReroute}] {
+		out = append(out, Change{Table: "nat", Chain: chainReroute, Kind: xtables.Extra, Remove: rules})
 	}
 	nat := l.rs.Table("nat")
 	if nat == nil {

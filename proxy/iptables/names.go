@@ -23,6 +23,8 @@ const (
 	chainFirewall = "KUBE-FIREWALL"
 	// chainTrace is our own, in mangle.
 	chainTrace = "KPTRACE"
+	// chainReroute is our own, in nat.
+	chainReroute = "KPTRACE-REROUTE"
 )
 
 // The prefixes of chains that belong to one Service port.

@@ -125,6 +125,10 @@ func (r *renderer) fixed() *fixed {
 	add("filter", chainProxyFirewall, fresh, "kubernetes load balancer firewall", "INPUT", "OUTPUT", "FORWARD")
 	add("nat", chainServices, "", "kubernetes service portals", "OUTPUT", "PREROUTING")
 	add("nat", chainPostrouting, "", "kubernetes postrouting rules", "POSTROUTING")
+	if r.cfg.Reroute {
+		f.shared = append(f.shared, sharedChain{"nat", chainReroute, nil})
+		add("nat", chainReroute, "-p tcp", aboutReroute, "OUTPUT", "PREROUTING")
+	}
 	f.foreign = []chain{{"filter", chainFirewall, nil}}
 	if r.localhost() {
 		f.foreign[0].rules = []string{localnetRule}
@@ -138,7 +142,7 @@ func (r *renderer) fixed() *fixed {
 
 // knownJumps are all jump rules that any Config makes.
 func knownJumps(f xtables.Family) []jumpRule {
-	r := &renderer{cfg: &Config{Family: f, LocalhostNodePorts: true, Trace: true, RequestGroup: 1}}
+	r := &renderer{cfg: &Config{Family: f, LocalhostNodePorts: true, Trace: true, RequestGroup: 1, Reroute: true}}
 	return r.fixed().jumps
 }
 

@@ -157,6 +157,8 @@ func fixedPurpose(target, chain string) string {
 	switch target {
 	case chainServices:
 		return "see whether it is for a Service"
+	case chainReroute:
+		return "see whether it is sent again because nobody answered"
 	case chainNodePorts:
 		return "see whether it is for a node port"
 	case chainExternalServices:
