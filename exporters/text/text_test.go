@@ -431,3 +431,83 @@ func TestDetail(t *testing.T) {
 	}
 	golden(t, "detail.golden", b.String())
 }
+
+// traced is a flow whose SYN was traced.
+func traced(id int, change func(f *trace.Flow)) *trace.Flow {
+	return with(id, func(f *trace.Flow) {
+		f.Paths = []trace.Path{{
+			Number: 1, Packet: "SYN", Tuple: f.Tuple, Left: f.Tuple.WithDst(f.Backend.Addr), Hops: []trace.Hop{
+				{Kind: trace.HopWire, Hook: "in", In: "eth0", Time: f.Start},
+				{Kind: trace.HopPolicy, Hook: "prerouting", Table: "raw", Chain: "PREROUTING", Verdict: "accept", In: "eth0"},
+				{Kind: trace.HopRule, Hook: "prerouting", Table: "nat", Chain: "PREROUTING", Rule: 1, Text: "-j KUBE-SERVICES", Purpose: "see whether it is for a Service", Verdict: "jump", Target: "KUBE-SERVICES", In: "cbr0", PhysIn: "veth1"},
+				{Kind: trace.HopRule, Hook: "prerouting", Table: "nat", Chain: "KUBE-SERVICES", Rule: 3, Text: "-d 10.96.0.10/32 -j KUBE-SVC-X", Purpose: "cluster IP of shop/foo:http", Verdict: "jump", Target: "KUBE-SVC-X"},
+				{Kind: trace.HopEnd, Hook: "prerouting", Table: "nat", Chain: "KUBE-SVC-X", Verdict: "return"},
+				{Kind: trace.HopRule, Hook: "prerouting", Table: "nat", Chain: "KUBE-SERVICES", Rule: 4, Text: "-j DNAT --to-destination 10.244.2.7:8080", Purpose: "DNAT to foo-5c 10.244.2.7:8080", Verdict: "dnat", Changes: []trace.Change{{Field: "dst", Before: "10.96.0.10:80", After: "10.244.2.7:8080"}}},
+				{Kind: trace.HopRoute, Purpose: "routed", Changes: []trace.Change{{Field: "ttl", Before: "64", After: "63"}}},
+				{Kind: trace.HopRule, Hook: "forward", Table: "filter", Chain: "FORWARD", Verdict: "drop", Text: "-j DROP", In: "eth0", Out: "cbr0", PhysOut: "veth2"},
+				{Kind: trace.HopWire, Hook: "out", Out: "veth2", Time: f.Start.Add(42 * time.Microsecond)},
+			},
+		}}
+		change(f)
+	})
+}
+
+func TestTree(t *testing.T) {
+	f := traced(1, func(*trace.Flow) {})
+	f.Paths = append(f.Paths, trace.Path{Predicted: true, Packet: "SYN", Probability: 0.25, Tuple: f.Tuple, Incomplete: true})
+	golden(t, "tree.txt", Tree(&f.Paths[0])+Tree(&f.Paths[1]))
+}
+
+// TestPathsAreWaitedFor shows a connection when its path has come, or when it no
+// longer does, and each only once.
+func TestPathsAreWaitedFor(t *testing.T) {
+	now := noon
+	var o, e bytes.Buffer
+	r := newRenderer(Config{Format: Path, Paths: true, NoHeader: true, Out: &o, Err: &e, Now: func() time.Time { return now }, Location: time.UTC})
+	r.take(trace.Message{Header: headerOf("node1")})
+	after := func(d time.Duration) string {
+		now = now.Add(d)
+		r.tick()
+		s := o.String()
+		o.Reset()
+		return s
+	}
+	flow := func(f *trace.Flow) { r.take(trace.Message{Node: "node1", Flow: f}) }
+
+	flow(with(1, func(*trace.Flow) {}))
+	if s := after(500 * time.Millisecond); s != "" {
+		t.Errorf("shown before its path came:\n%s", s)
+	}
+	flow(traced(1, func(f *trace.Flow) { f.Revision++ }))
+	if s := after(600 * time.Millisecond); strings.Count(s, "shop/web") != 1 || !strings.Contains(s, "cluster IP of shop/foo:http") {
+		t.Errorf("shown with its path:\n%s", s)
+	}
+	flow(traced(1, func(f *trace.Flow) { f.Revision += 2 })) // a correction
+	flow(with(2, func(*trace.Flow) {}))
+	if s := after(2 * time.Second); s != "" {
+		t.Errorf("shown again, or too early:\n%s", s)
+	}
+	if s := after(2 * time.Second); strings.Count(s, "shop/web") != 1 || strings.Contains(s, "cluster IP of") {
+		t.Errorf("one whose path never came:\n%s", s)
+	}
+	open := func(f *trace.Flow) { f.Ended, f.Outcome, f.Duration = false, trace.Open, -1 }
+	flow(traced(3, open))
+	if s := after(3 * time.Second); !strings.Contains(s, "cluster IP of shop/foo:http") {
+		t.Errorf("one that goes on:\n%s", s)
+	}
+	flow(traced(3, func(f *trace.Flow) { f.Revision++ }))
+	if s := after(time.Millisecond); strings.Count(s, "shop/web") != 1 || strings.Contains(s, "cluster IP of") {
+		t.Errorf("its end, without the tree a second time:\n%s", s)
+	}
+	flow(with(4, func(*trace.Flow) {}))
+	flow(traced(5, open))
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	if s := o.String(); strings.Count(s, "shop/web") != 2 || strings.Count(s, "cluster IP of") != 1 {
+		t.Errorf("what is left at the end:\n%s", s)
+	}
+	if !strings.HasPrefix(e.String(), "5 connections") {
+		t.Errorf("summary: %s", e.String())
+	}
+}
