@@ -47,7 +47,7 @@ func (n *node) metricsConfig(families []string) prom.Config {
 		c.Counters = append(c.Counters, func() []prom.Counter { return relayCounters(r.RelayStats()) })
 	}
 	if r, ok := n.cfg.rerouter(); ok {
-		c.Counters = func() []prom.Counter { return rerouteCounters(r.RerouteStats()) }
+		c.Counters = append(c.Counters, func() []prom.Counter { return rerouteCounters(r.RerouteStats()) })
 	}
 	if n.cfg.Trace {
 		c.Tracer = func() prom.Tracer { return n.tracer.metrics() }
@@ -77,19 +77,6 @@ func (n *node) countFlows(ctx context.Context, g *errgroup.Group) {
 		}
 		return nil
 	})
-}
-
-// virtualServers lists what IPVS balances, if a source looks at it.
-func (t *tracer) virtualServers() []trace.VirtualServer {
-	var all []trace.VirtualServer
-	if live := t.live.Load(); live != nil {
-		for _, src := range live.sources {
-			if s, ok := src.(interface{ Servers() []trace.VirtualServer }); ok {
-				all = append(all, s.Servers()...)
-			}
-		}
-	}
-	return all
 }
 
 // findings is what the last check found, by code and severity.
