@@ -2,6 +2,7 @@ package xtables
 
 import (
 	"fmt"
+	"io"
 	"strings"
 	"time"
 )
@@ -55,38 +56,11 @@ func (p Plan) Text() string {
 			for j < len(ph.Units) && ph.Units[j].Table == ph.Units[i].Table {
 				j++
 			}
-			writeBlock(&b, ph.Units[i:j])
+			_, _ = io.Copy(&b, &text{blocks: [][]Unit{ph.Units[i:j]}}) // neither fails
 			i = j
 		}
 	}
 	return b.String()
-}
-
-// writeBlock writes units of one table as one commit.
-func writeBlock(b *strings.Builder, units []Unit) {
-	b.WriteByte('*')
-	b.WriteString(units[0].Table)
-	b.WriteByte('\n')
-	// Declarations first: with --noflush a line that declares a chain also
-	// empties it, so this does not change what the block means, and units may
-	// then name each other's chains.
-	for i := range units {
-		for _, l := range units[i].Lines {
-			if strings.HasPrefix(l, ":") {
-				b.WriteString(l)
-				b.WriteByte('\n')
-			}
-		}
-	}
-	for i := range units {
-		for _, l := range units[i].Lines {
-			if !strings.HasPrefix(l, ":") {
-				b.WriteString(l)
-				b.WriteByte('\n')
-			}
-		}
-	}
-	b.WriteString("COMMIT\n")
 }
 
 // Report says what Apply did.

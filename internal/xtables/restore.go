@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -138,7 +139,7 @@ func (a *applying) pack(i int) (run []block) {
 // block is refused, those before it are in the kernel; which one it was is told
 // by the number of the line in the message.
 func (a *applying) apply(run []block) (next int, err error) {
-	text, lines := a.render(run)
+	text, lines := a.text(run)
 	f, err := a.restore(text)
 	if err != nil {
 		return 0, err
@@ -228,34 +229,29 @@ func (a *applying) done(b block) {
 	}
 }
 
-// render returns the text of blocks and the number, from 1, of the line each
-// begins with.
-func (a *applying) render(run []block) (text string, lines []int) {
-	var b strings.Builder
-	size := 0
-	for _, bl := range run {
-		size += bl.bytes + 32
-	}
-	b.Grow(size)
+// text returns the text of blocks and the number, from 1, of the line each begins
+// with.
+func (a *applying) text(run []block) (t *text, lines []int) {
+	t = &text{}
 	n := 1
 	for _, bl := range run {
 		lines = append(lines, n)
-		writeBlock(&b, a.units[bl.from:bl.to])
+		t.blocks = append(t.blocks, a.units[bl.from:bl.to])
 		n += 2
 		for i := bl.from; i < bl.to; i++ {
 			n += len(a.units[i].Lines)
 		}
 	}
-	return b.String(), lines
+	return t, lines
 }
 
 // restore runs the program once. A text it refuses gives a failure; an error
 // means that no text would do.
-func (a *applying) restore(text string) (*failure, error) {
+func (a *applying) restore(text io.Reader) (*failure, error) {
 	t := &a.r.cfg.Tools
 	name := Program(a.r.cfg.Flavour, a.r.cfg.Family, "restore")
 	s := t.spec(name, "-w", t.waitArg(), "--noflush")
-	s.Stdin = strings.NewReader(text)
+	s.Stdin = text
 	s.Grace = commitGrace
 	start := time.Now()
 	res, err := exec.Run(a.ctx, s)
