@@ -24,8 +24,10 @@ type owner struct {
 	lock *os.File
 	path string
 
-	mu    sync.Mutex // guards saved
+	mu    sync.Mutex // guards what follows
 	saved map[string]setting
+	// unsaved is why the file does not say what saved does, nil if it does.
+	unsaved error
 }
 
 // setting is one sysctl we changed: what it was, and what we made it.
@@ -65,7 +67,8 @@ func (o *owner) load() error {
 	if err := o.lock.Truncate(0); err != nil {
 		return fmt.Errorf("node: writing the lock: %w", err)
 	}
-	if _, err := o.lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
+	// Who holds it is for people to read; a full disk does not matter.
+	if _, err := o.lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil && !diskTrouble(err) {
 		return fmt.Errorf("node: writing the lock: %w", err)
 	}
 	raw, err := os.ReadFile(o.path)
@@ -144,7 +147,8 @@ func (o *owner) set(name, value string) error {
 	}
 	o.saved[name] = setting{Was: was, Ours: value}
 	// The file first: what is changed must be known even if we die in between.
-	if err := o.save(); err != nil {
+	// A disk that takes nothing is no reason to leave Services without it.
+	if err := o.save(); err != nil && !diskTrouble(err) {
 		return err
 	}
 	err = writeSysctl(name, value)
@@ -154,9 +158,28 @@ func (o *owner) set(name, value string) error {
 		delete(o.saved, name)
 	}
 	if err != nil {
-		return errors.Join(err, o.save())
+		if trouble := o.save(); !diskTrouble(trouble) {
+			err = errors.Join(err, trouble)
+		}
+		return err
 	}
 	return nil
+}
+
+// diskTrouble reports whether err is of a disk that is full or takes no writes.
+func diskTrouble(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EIO)
+}
+
+// kept tries once more to write down what could not be, and returns why that
+// fails, nil if all is written.
+func (o *owner) kept() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.unsaved == nil {
+		return nil
+	}
+	return o.save()
 }
 
 // reset sets one sysctl back if it is still as we made it, and forgets it.
@@ -197,7 +220,13 @@ func (o *owner) restore() error {
 	return errors.Join(append(errs, o.save())...)
 }
 
+// save writes saved into the file. The caller holds mu.
 func (o *owner) save() error {
+	o.unsaved = o.write()
+	return o.unsaved
+}
+
+func (o *owner) write() error {
 	if len(o.saved) == 0 {
 		if err := os.Remove(o.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("node: %w", err)
@@ -210,6 +239,7 @@ func (o *owner) save() error {
 	}
 	tmp := o.path + ".new"
 	if err := os.WriteFile(tmp, raw, 0o600); err != nil {
+		_ = os.Remove(tmp) // what there is of it
 		return fmt.Errorf("node: remembering sysctls: %w", err)
 	}
 	if err := os.Rename(tmp, o.path); err != nil {

@@ -30,6 +30,9 @@ const listenPatience = 2 * time.Second
 // relayAgain is the wait before a relay that could not listen tries again.
 const relayAgain = 5 * time.Second
 
+// keepAgain is the wait before what a full disk did not take is written again.
+const keepAgain = 10 * time.Second
+
 // undoPatience bounds the removal of rules at the end.
 const undoPatience = 30 * time.Second
 
@@ -210,8 +213,30 @@ func (n *node) run(ctx context.Context) error {
 		}
 		return nil
 	})
+	g.Go(func() error {
+		n.keep(ctx, keepAgain)
+		return nil
+	})
 	n.serve(ctx, g)
 	return g.Wait()
+}
+
+// keep sees to it that what sysctls were is written down, until ctx ends.
+func (n *node) keep(ctx context.Context, again time.Duration) {
+	failed := false
+	for ctx.Err() == nil {
+		err := n.owner.kept()
+		switch {
+		case err != nil && !failed:
+			n.cfg.Logger.Error("what sysctls were cannot be written down, so after kill -9 nobody could set them back; Services are not affected; trying again", "in", again, "err", err)
+		case err == nil && failed:
+			n.cfg.Logger.Info("what sysctls were is written down")
+		}
+		if failed = err != nil; !failed {
+			return
+		}
+		pause(ctx, again)
+	}
 }
 
 // answer serves questions until ctx ends. Services do not depend on it: what

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/kptrace/kptrace/node"
@@ -138,7 +140,33 @@ func writeConfig(path string, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, b, 0o644)
+	return replaceFile(path, b)
+}
+
+// replaceFile writes a file whole or not at all: what was there before stays
+// where the disk takes no more.
+func replaceFile(path string, b []byte) error {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return os.WriteFile(path, b, 0o644) // a device or a pipe
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) //nolint:errcheck // it is gone where all went well
+	_, err = f.Write(b)
+	for _, step := range []func() error{f.Sync, func() error { return f.Chmod(0o644) }, f.Close} {
+		if e := step(); err == nil {
+			err = e
+		}
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	return nil
 }
 
 func newLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {

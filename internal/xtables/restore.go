@@ -98,6 +98,7 @@ type applying struct {
 
 	phaseName string
 	units     []Unit // of the phase
+	probed    bool   // an empty commit was taken
 }
 
 // block is a commit: the units [from, to) of the phase, all of one table.
@@ -163,6 +164,9 @@ func (a *applying) apply(run []block) (next int, err error) {
 // unit at fault is alone.
 func (a *applying) split(b block, f *failure, firstLine int) error {
 	if b.to-b.from == 1 {
+		if err := a.works(); err != nil {
+			return err
+		}
 		u := &a.units[b.from]
 		a.rep.Failed = append(a.rep.Failed, UnitError{
 			Table: u.Table, Owner: u.Owner, Phase: a.phaseName, Index: b.from,
@@ -190,6 +194,21 @@ func (a *applying) split(b block, f *failure, firstLine int) error {
 		}
 	}
 	return nil
+}
+
+// works returns an error if iptables-restore takes nothing at all, which a unit
+// that stands alone would be blamed for. What was taken before shows that it
+// works; else it is given an empty commit.
+func (a *applying) works() error {
+	if a.rep.Commits > 0 || a.probed {
+		return nil
+	}
+	f, err := a.restore(strings.NewReader("*mangle\nCOMMIT\n"))
+	if err == nil && f != nil {
+		err = fmt.Errorf("iptables-restore takes nothing: %s", f.stderr)
+	}
+	a.probed = err == nil
+	return err
 }
 
 // unitAt returns the unit that has the given line of a block's text, counted
