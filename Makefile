@@ -41,8 +41,8 @@ test: deps ## vet, every test (a missing kernel feature fails), and the build fo
 e2e: deps build ## against a real API server and upstream kube-proxy, built once (some minutes) and kept
 	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go test -tags e2e -v -timeout 9m $(TESTFLAGS) $(if $(RUN),-run '$(RUN)') ./test/e2e/...
 
-stack: deps build ## a lab with Prometheus and its page on this machine; CHECK=1 checks what it shows, and exits
-	@$(ENV) bin/kptrace lab stack $(if $(MODE),--mode $(MODE)) $(if $(CHECK),--check)
+stack: deps build ## a lab with Prometheus, OpenTelemetry Collector and Jaeger (built once, some minutes); CHECK=1 checks what they show, and exits
+	@$(ENV) KPTRACE_TRACING=$$(scripts/tracing.sh) && export KPTRACE_TRACING && bin/kptrace lab stack $(if $(MODE),--mode $(MODE)) $(if $(CHECK),--check)
 
 lint: ## golangci-lint, pinned; the first run builds it
 	@scripts/lint.sh

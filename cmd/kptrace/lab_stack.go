@@ -23,12 +23,17 @@ import (
 	"github.com/kptrace/kptrace/internal/netns"
 	"github.com/kptrace/kptrace/lab"
 	"github.com/kptrace/kptrace/lab/stack"
+	"github.com/kptrace/kptrace/proxy"
 )
 
 // stackPages are the servers with a page, and the port at which it is reached
 // from outside of the lab, if that is free.
 func stackPages() []stackPage {
-	return []stackPage{{stack.Prometheus, 9090}}
+	pages := []stackPage{{stack.Prometheus, 9090}}
+	if stack.HasTracing() {
+		pages = append(pages, stackPage{stack.Jaeger, 16686})
+	}
+	return pages
 }
 
 type stackPage struct {
@@ -50,14 +55,17 @@ func newLabStackCmd() *cobra.Command {
 	var f stackFlags
 	cmd := &cobra.Command{
 		Use:   "stack",
-		Short: "A lab with Prometheus, to look at metrics and dashboards",
-		Long: `A lab whose nodes are scraped by a real Prometheus with kptrace's rules. Its page
-is forwarded to this machine until Ctrl-C.
+		Short: "A lab with Prometheus, an OpenTelemetry Collector and Jaeger",
+		Long: `A lab whose nodes are scraped by a real Prometheus with kptrace's rules, and send
+spans to a real OpenTelemetry Collector, which hands them on to Jaeger. Their
+pages are forwarded to this machine until Ctrl-C. Collector and Jaeger take part
+if $KPTRACE_TRACING names the folder of their programs, as make stack sees to.
 
 With --check it lets traffic flow, makes some pods fail, and holds what
-Prometheus has against what the lab's clients counted; it asks every query of
-every dashboard panel, evaluates every rule, and exits: 3 says that something
-is not as it should be.`,
+Prometheus and Jaeger have against what the lab's clients counted; it asks every
+query of every dashboard panel, evaluates every rule, joins a trace of its own,
+takes the collector away for a while, and exits: 3 says that something is not as
+it should be.`,
 		Example: `  kptrace lab stack
   kptrace lab stack --check
   kptrace lab stack --check -o json`,
@@ -147,6 +155,13 @@ func (f *stackFlags) inside(ctx context.Context, cmd *cobra.Command) error {
 	var reports reportList
 	cfg := f.lab.config()
 	cfg.ProxyArgs = append(cfg.ProxyArgs, stack.ProxyArgs()...)
+	if stack.HasTracing() {
+		args, err := stack.TracingArgs(lab.DefaultScenario, f.joined())
+		if err != nil {
+			return err
+		}
+		cfg.ProxyArgs = append(cfg.ProxyArgs, args...)
+	}
 	cfg.Report = reports.add
 	l, err := startLab(ctx, cmd, cfg, f.lab.verbose)
 	if err != nil {
@@ -188,8 +203,16 @@ func (f *stackFlags) inside(ctx context.Context, cmd *cobra.Command) error {
 
 // start starts the servers.
 func (f *stackFlags) start(ctx context.Context, s *stack.Stack) error {
+	if stack.HasTracing() {
+		if err := s.StartTracing(ctx); err != nil {
+			return err
+		}
+	}
 	return s.StartPrometheus(ctx)
 }
+
+// joined reports whether connections can join the traces of applications.
+func (f *stackFlags) joined() bool { return f.lab.mode == string(proxy.IPTables) || f.lab.mode == "" }
 
 // show forwards the pages until ctx ends.
 func (f *stackFlags) show(ctx context.Context, cmd *cobra.Command, s *stack.Stack) error {
@@ -249,6 +272,9 @@ func (f *stackFlags) judge(ctx context.Context, cmd *cobra.Command, s *stack.Sta
 		results = append(results, stack.Result{Name: "all connections end", Detail: err.Error()})
 	}
 	results = append(results, s.CheckPrometheus(ctx, reports.all(), f.lab.mode, []string{"dead"}, []string{silent})...)
+	if stack.HasTracing() {
+		results = append(results, s.CheckTracing(ctx, reports.all(), f.joined())...)
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

@@ -111,3 +111,10 @@ func carrying(flags byte) *trace.Flow {
 func all() []*trace.Flow {
 	return []*trace.Flow{good(), retried(), refused(), rejected(), gaveUp(), blind(), carrying(1)}
 }
+
+// noted is a decision of which something is to be said.
+func noted() *trace.Flow {
+	f := good()
+	f.ID, f.Decision.Note = 14, "the rules had changed meanwhile"
+	return f
+}
