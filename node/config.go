@@ -90,6 +90,9 @@ type Config struct {
 	// Events takes what is to be found at Kubernetes objects. It must not wait.
 	// Nil means there is no API server to write to.
 	Events func(proxy.ObjectEvent)
+	// FailureEventsAfter is how long most connections to an endpoint, or to a
+	// Service without one, must fail until an Event says so; 0 is never.
+	FailureEventsAfter time.Duration
 	// Undo is asked at the end: remove rules and set sysctls back? Nil means
 	// no.
 	Undo func() bool

@@ -96,6 +96,7 @@ func (n *node) eligible() bool {
 func (n *node) serve(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return n.ports.Run(ctx) })
 	n.countFlows(ctx, g)
+	n.tellFailures(ctx, g)
 	g.Go(func() error {
 		n.checkOften(ctx)
 		return nil

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/exporters/events"
 	"github.com/kptrace/kptrace/exporters/prom"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/trace"
@@ -137,6 +138,28 @@ func (n *node) checkOften(ctx context.Context) {
 			n.cfg.Logger.Warn("the kernel was not checked", "err", err)
 		}
 	}
+}
+
+// tellFailures has owners told of failures that persist, until ctx ends.
+func (n *node) tellFailures(ctx context.Context, g *errgroup.Group) {
+	if n.tracer == nil || n.cfg.Events == nil || n.cfg.FailureEventsAfter <= 0 {
+		return
+	}
+	const windows = 3
+	reader := n.tracer.ring.NewReader()
+	g.Go(func() error {
+		defer reader.Close()
+		for ctx.Err() == nil {
+			e := events.New(events.Config{Record: n.cfg.Events, Windows: windows, Window: n.cfg.FailureEventsAfter / windows})
+			err := guard(func() error { return e.Run(ctx, reader) })()
+			if ctx.Err() != nil {
+				break
+			}
+			n.cfg.Logger.Error("owners are not told of failures; trying again", "in", upkeepAgain, "err", err)
+			pause(ctx, upkeepAgain)
+		}
+		return nil
+	})
 }
 
 // metrics is what the tracer has done so far.

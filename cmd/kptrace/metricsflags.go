@@ -12,7 +12,10 @@ import (
 	"github.com/kptrace/kptrace/exporters/prom"
 )
 
-// metricsFlags shape the metrics about connections.
+// minEventsAfter is the least time after which a failure is one that persists.
+const minEventsAfter = 3 * time.Second
+
+// metricsFlags shape the metrics and Events about connections.
 type metricsFlags struct {
 	histograms  string
 	classicOnly bool
@@ -24,6 +27,7 @@ type metricsFlags struct {
 	clientAllow []string
 	staleAfter  time.Duration
 	checkEvery  time.Duration
+	eventsAfter time.Duration
 }
 
 func (f *metricsFlags) add(cmd *cobra.Command) {
@@ -39,6 +43,7 @@ func (f *metricsFlags) add(cmd *cobra.Command) {
 	fl.StringSliceVar(&f.clientAllow, "metrics-client-allow", nil, "only for clients that match, as shop/*,10.1.2.3")
 	fl.DurationVar(&f.staleAfter, "metrics-stale-after", 5*time.Minute, "drop an endpoint's series this long after it left its Service")
 	fl.DurationVar(&f.checkEvery, "metrics-check-every", 5*time.Minute, "compare the kernel with what it should have this often, as kptrace check does; 0 is never")
+	fl.DurationVar(&f.eventsAfter, "failure-events-after", 0, "record a Kubernetes Event at the Service and the pod once most connections have failed for this long, as 3m; 0 is never")
 	_ = cmd.RegisterFlagCompletionFunc("metrics-histograms", cobra.FixedCompletions(scopes, cobra.ShellCompDirectiveNoFileComp))
 }
 
@@ -59,6 +64,9 @@ func (f *metricsFlags) config() (prom.FlowConfig, error) {
 	}
 	if len(f.clientAllow) > 0 && f.clients == 0 {
 		return c, fmt.Errorf("--metrics-client-allow needs --metrics-clients: say how many at most")
+	}
+	if f.eventsAfter != 0 && f.eventsAfter < minEventsAfter {
+		return c, fmt.Errorf("--failure-events-after=%v: give at least %v, or 0 for never", f.eventsAfter, minEventsAfter)
 	}
 	if err := c.Validate(); err != nil {
 		return c, fmt.Errorf("--metrics-*: %w", err)

@@ -268,6 +268,9 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 		return f.undo == "always" || f.undo == "auto" && (interrupted.Load() || backend.Mode() == proxy.Userspace)
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	if state.events == nil && nodeCfg.FailureEventsAfter > 0 {
+		return usageErr(errors.New("--failure-events-after needs an API server to record Events at; with --manifests there is none"))
+	}
 	if state.events != nil {
 		nodeCfg.Events = state.events.Record
 		g.Go(func() error { return state.events.Run(ctx) })

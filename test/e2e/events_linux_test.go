@@ -3,16 +3,21 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	vnetns "github.com/vishvananda/netns"
 	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kptrace/kptrace/internal/controlplane"
+	"github.com/kptrace/kptrace/internal/netns"
 	"github.com/kptrace/kptrace/internal/xtables"
 )
 
@@ -113,4 +118,63 @@ func events(t *testing.T, c *cluster) []eventsv1.Event {
 func badService(t *testing.T, c *cluster) []eventsv1.Event {
 	t.Helper()
 	return slices.DeleteFunc(events(t, c), func(e eventsv1.Event) bool { return e.Reason != "InvalidService" })
+}
+
+// TestFailureEvents: connections to a Service without endpoints fail for a
+// while, and kubectl describe says so at the Service.
+func TestFailureEvents(t *testing.T) {
+	t.Parallel()
+	c := start(t, controlplane.Config{RBAC: true})
+	o := &objects{}
+	o.add("empty", "http:80", "")
+	o.create(t, c.client)
+	node := newNode(t, c)
+	_, out := runKptrace(t, c, node, xtables.NFT, "--failure-events-after=3s")
+	svc := service(t, c, "empty")
+	routeToServices(t, node)
+	dial := func() (err error) {
+		into := node.Do(func() error {
+			var conn net.Conn
+			if conn, err = net.DialTimeout("tcp4", net.JoinHostPort(svc.Spec.ClusterIP, "80"), 50*time.Millisecond); err == nil {
+				conn.Close()
+			}
+			return nil
+		})
+		return errors.Join(into, err)
+	}
+	eventually(t, "an Event of failing connections", func() error {
+		var last error
+		for range 20 {
+			last = dial()
+		}
+		for _, e := range events(t, c) {
+			if e.Reason == "NoEndpoints" && e.Type == "Warning" && e.Action == "Connect" && e.Regarding.Kind == "Service" &&
+				e.Regarding.Name == "empty" && e.Regarding.UID == svc.UID && strings.Contains(e.Note, "most connections to "+namespace+"/empty") {
+				return nil
+			}
+		}
+		return fmt.Errorf("none; the last connection: %w\n%s", last, out)
+	})
+}
+
+// routeToServices lets packets to Service addresses leave through a node's
+// loopback, as far as they are not refused before.
+func routeToServices(t *testing.T, ns *netns.NS) {
+	t.Helper()
+	nl, err := netlink.NewHandleAt(vnetns.NsHandle(ns.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nl.Close()
+	lo, err := nl.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, services, err := net.ParseCIDR("10.96.0.0/16")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nl.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: services, Scope: netlink.SCOPE_LINK}); err != nil {
+		t.Fatal(err)
+	}
 }
