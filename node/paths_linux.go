@@ -193,6 +193,9 @@ func (p *pathTracer) status() []string {
 		if err := s.wires.fault.Load(); err != nil {
 			said = append(said, "without wire points: "+(*err).Error())
 		}
+		if err := s.drops.fault.Load(); err != nil {
+			said = append(said, "without the kernel's reasons for drops: "+(*err).Error())
+		}
 	case fault != nil:
 		said = append(said, "could not be traced the last time somebody asked: "+(*fault).Error())
 	default:

@@ -61,6 +61,7 @@ type pathSession struct {
 	devices devices
 	sel     *selection.Selection
 	wires   wires
+	drops   drops
 	reading context.Context // what the sources run in
 
 	frames frameQueue
@@ -111,6 +112,7 @@ func (p *pathTracer) session(ctx context.Context) (err error) {
 	}
 	s.reading = reading
 	defer s.wires.end()
+	defer s.drops.end()
 	p.tracer.paths.Store(true)
 	defer p.tracer.paths.Store(false)
 	err = s.setUp(ctx)
@@ -122,6 +124,7 @@ func (p *pathTracer) session(ctx context.Context) (err error) {
 	defer cancel()
 	err = errors.Join(err, s.tearDown(end))
 	s.wires.end()
+	s.drops.end()
 	stop()
 	err = errors.Join(err, g.Wait())
 	s.drain()
@@ -196,6 +199,7 @@ func (s *pathSession) choose(ctx context.Context) error {
 	if err := s.sel.Set(ctx, w); err != nil {
 		return err
 	}
+	s.drops.look(s.reading, s.frames.put, s.losses.add)
 	s.wires.look(s.reading, &w, s.frames.put, s.losses.add)
 	s.entries.Store(int64(len(w.To)))
 	s.packets.Store(int64(w.Packets))
@@ -284,6 +288,13 @@ func (s *pathSession) newView() bool {
 // drain joins what has been read.
 func (s *pathSession) drain() {
 	for _, f := range s.frames.take() {
+		if f.Source == trace.Drops {
+			s.drops.seen = s.drops.decoder.Decode(f, s.drops.seen[:0])
+			for i := range s.drops.seen {
+				s.joiner.Dropped(&s.drops.seen[i], f.Time)
+			}
+			continue
+		}
 		if f.Source == trace.Wire {
 			s.wires.seen = s.wires.decoder.Decode(f, s.wires.seen[:0])
 			for i := range s.wires.seen {
@@ -341,8 +352,10 @@ func (s *pathSession) tellLosses() {
 
 func (s *pathSession) stats() []trace.SourceStats {
 	list := []trace.SourceStats{s.source.Stats()}
-	if stats := s.wires.live.Load(); stats != nil {
-		list = append(list, (*stats)())
+	for _, x := range []*pathExtra{&s.wires.pathExtra, &s.drops.pathExtra} {
+		if stats := x.live.Load(); stats != nil {
+			list = append(list, (*stats)())
+		}
 	}
 	return list
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/selection"
+	"github.com/kptrace/kptrace/trace/source/drop"
 	"github.com/kptrace/kptrace/trace/source/wire"
 )
 
@@ -84,6 +85,23 @@ func (x *wires) look(ctx context.Context, w *selection.Want, emit func(trace.Fra
 		return
 	}
 	src := wire.New(wire.Config{Ports: ports, AllPackets: all, OnLoss: lose})
+	x.decoder = src.Decoder()
+	x.run(ctx, src, emit)
+}
+
+// drops asks for the kernel's reasons.
+type drops struct {
+	pathExtra
+	decoder *drop.Decoder
+	seen    []trace.DropNotice
+}
+
+// look starts the source, once.
+func (x *drops) look(ctx context.Context, emit func(trace.Frame), lose func(trace.Loss)) {
+	if x.decoder != nil {
+		return
+	}
+	src := drop.New(drop.Config{OnLoss: lose})
 	x.decoder = src.Decoder()
 	x.run(ctx, src, emit)
 }

@@ -200,6 +200,7 @@ type Sighting struct {
 
 // DropNotice is the kernel giving up a packet.
 type DropNotice struct {
+	// Time is the kernel's, in nanoseconds since 1970.
 	Time   int64
 	Packet PacketHeader
 	// Reason is the kernel's word, as "NETFILTER_DROP".

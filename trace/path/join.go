@@ -226,10 +226,16 @@ func (j *Joiner) Sighting(s *trace.Sighting, now int64) {
 
 // Dropped takes the kernel's word that it gave up a packet.
 func (j *Joiner) Dropped(d *trace.DropNotice, now int64) {
-	if p := j.byID[d.Packet.ID()]; p != nil && p.drop == nil {
-		d := *d
-		p.drop, p.last = &d, now
+	id := d.Packet.ID()
+	p := j.byID[id]
+	if p == nil {
+		p = j.begin(id, now) // its rules may be read later
 	}
+	if p.drop == nil {
+		d := *d
+		p.drop = &d
+	}
+	p.last = now
 }
 
 // Lost says that reports between two times were lost.
