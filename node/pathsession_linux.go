@@ -369,8 +369,8 @@ func (s *pathSession) status() string {
 	if n := s.packets.Load(); n > 0 {
 		packets = fmt.Sprintf("the first %d of each direction", n)
 	}
-	return fmt.Sprintf("traced by TRACE of iptables-%s for %d followers: %s, to %d addresses; %d seen, %d of them incomplete",
-		s.flavour, len(s.p.askers()), packets, s.entries.Load(), j.Paths, j.Incomplete)
+	return fmt.Sprintf("traced by TRACE of iptables-%s, followers %d, addresses %d: %s; %d seen, %d of them incomplete",
+		s.flavour, len(s.p.askers()), s.entries.Load(), packets, j.Paths, j.Incomplete)
 }
 
 // endpoint names the pod at an address.

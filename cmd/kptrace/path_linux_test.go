@@ -146,7 +146,7 @@ func TestPathsLeaveNothing(t *testing.T) {
 
 			// Two followers: the rules stay until the last one leaves.
 			f, g := w.followPaths(flavour), w.followPaths(flavour)
-			eventually(t, 10*time.Second, "both follow", func() bool { return strings.Contains(w.must("status"), "for 2 followers") })
+			eventually(t, 10*time.Second, "both follow", func() bool { return strings.Contains(w.must("status"), "followers 2") })
 			w.kill(f)
 			time.Sleep(500 * time.Millisecond)
 			w.dial(2)

@@ -95,6 +95,8 @@ func kubePurpose(table, chain string, r *xtables.Rule) string {
 		return "mark it to be masqueraded"
 	case r.Target == "MARK" && chain == chainPostrouting:
 		return "take the mark off, so that it is not masqueraded twice"
+	case r.Target == "RETURN" && chain == chainTrace:
+		return "it belongs to no service connection so far"
 	case r.Target == "RETURN" && chain == chainPostrouting:
 		return "it is not to be masqueraded"
 	case r.Target == "REJECT" && strings.HasPrefix(about, "has no"):
