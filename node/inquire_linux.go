@@ -71,7 +71,13 @@ func (q *inquirer) why(ctx context.Context, f *trace.Flow) (reason trace.Reason,
 	if v, err := readSysctl("net/ipv4/ip_forward"); err == nil && v == "0" && f.Tuple.Is4() && deviceTo(f.Backend.Addr.Addr()) != "" {
 		return trace.NotForwarded, "net.ipv4.ip_forward is 0"
 	}
-	if err := q.refresh(ctx); err != nil {
+	if f.Reason == trace.Unreachable { // said the node itself
+		if deviceTo(f.Backend.Addr.Addr()) == "" {
+			return trace.NoRoute, ""
+		}
+		return trace.NoReason, ""
+	}
+	if err := q.refresh(ctx, f.Start); err != nil {
 		return trace.NoReason, "the live rules cannot be read"
 	}
 	src := f.Tuple.Src()
@@ -119,9 +125,10 @@ func lastStep(w *liverules.Way) string {
 	return text + ": " + s.Rule.String()
 }
 
-// refresh reads the live rules, unless it has just done so.
-func (q *inquirer) refresh(ctx context.Context) error {
-	if q.rules != nil && time.Since(q.read) < rulesFor {
+// refresh reads the live rules, unless it has just done so, and since the flow
+// began.
+func (q *inquirer) refresh(ctx context.Context, began time.Time) error {
+	if q.rules != nil && time.Since(q.read) < rulesFor && q.read.After(began) {
 		return nil
 	}
 	s, _, err := Inspect(ctx)
@@ -137,6 +144,6 @@ func (q *inquirer) refresh(ctx context.Context) error {
 			}
 		}
 	}
-	q.state, q.rules, q.read = s, liverules.New(liverules.Config{Addrs: s.Addrs, Route: route}, rulesets...), time.Now()
+	q.state, q.rules, q.read = s, liverules.New(liverules.Config{Addrs: s.Addrs, Route: route}, rulesets...), s.Now
 	return nil
 }

@@ -50,7 +50,7 @@ func (c *Correlator) cause(r *rec) {
 	default:
 		c.causeOfEndpoint(r)
 	}
-	if (f.Reason == trace.DroppedOnNode || f.Reason == trace.DroppedByRule) && f.Cause == "" && !r.inquired && c.cfg.Inquire != nil {
+	if (f.Reason == trace.DroppedOnNode || f.Reason == trace.DroppedByRule || r.told == trace.Unreachable) && f.Cause == "" && !r.inquired && c.cfg.Inquire != nil {
 		r.inquired = true
 		c.cfg.Inquire(f)
 	}
@@ -94,10 +94,11 @@ func (c *Correlator) selfCalled(f *trace.Flow) bool {
 // address has been confirmed.
 func (c *Correlator) stayed(r *rec) bool {
 	if !r.picked || r.newSeen || r.newArrived != 0 || r.answered || r.existing || r.oldEntries > 0 || r.destroyed ||
-		r.f.Decision.Mode != proxy.IPTables || len(r.f.Attempts) > 1 {
+		r.f.Decision.Mode != proxy.IPTables {
 		return false
 	}
-	if c.now-r.start < int64(c.cfg.UnansweredAfter) {
+	// A SYN sent again is decided about anew, for there is no entry to go by.
+	if c.now-max(r.start, r.tryStart) < int64(c.cfg.UnansweredAfter) {
 		return false // the entry's event may be on its way
 	}
 	return !c.losses.of(trace.Conntrack, r.start, c.now)
@@ -221,7 +222,7 @@ func (c *Correlator) unconfirmed(id trace.FlowID, t conntrack.Tuple) *rec {
 // whose entry was seen after all is left alone.
 func (c *Correlator) Explain(id trace.FlowID, t conntrack.Tuple, reason trace.Reason, cause string) {
 	r := c.unconfirmed(id, t)
-	if r == nil || r.f.Reason != trace.DroppedOnNode && r.f.Reason != trace.DroppedByRule {
+	if r == nil || r.f.Reason != trace.DroppedOnNode && r.f.Reason != trace.DroppedByRule && r.told != trace.Unreachable {
 		return
 	}
 	f := c.edit(r)

@@ -184,6 +184,8 @@ func (c *Correlator) icmp(r *rec, e *trace.Event) {
 		c.byNode(r, e, trace.DroppedByRule)
 	case strings.HasPrefix(text, "net unreachable"):
 		c.byNode(r, e, trace.NoRoute)
+	case strings.HasPrefix(text, "host unreachable"): // no route, or no neighbour
+		c.byNode(r, e, trace.Unreachable)
 	}
 	why := trace.Unreachable
 	a.Outcome = tryUnreachable
