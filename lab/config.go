@@ -53,6 +53,7 @@ const (
 	FaultBlackhole = "blackhole" // the pod answers nothing and nobody
 	FaultRefuse    = "refuse"    // close the pod's ports
 	FaultSlow      = "slow"      // wait before each answer
+	FaultReset     = "reset"     // reset connections instead of answering
 	FaultHeal      = "heal"      // undo all of it
 )
 
@@ -63,6 +64,7 @@ func Faults() [][2]string {
 		{FaultBlackhole, "leave every packet to the pod without an answer"},
 		{FaultRefuse, "close the pod's ports"},
 		{FaultSlow, "make the pod wait before each answer"},
+		{FaultReset, "make the pod reset each connection instead of answering"},
 		{FaultHeal, "undo all faults of the pod"},
 	}
 }

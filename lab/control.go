@@ -19,7 +19,8 @@ func ControlPath(dir string) string { return filepath.Join(dir, "control") }
 // Request is a line to a running lab. With Op exec it comes with three
 // descriptors (SCM_RIGHTS): stdin, stdout, stderr.
 type Request struct {
-	// Op is exec, fault, status or down; after an exec, signal.
+	// Op is exec, fault, incident, break, heal, status or down; after an exec,
+	// signal.
 	Op string `json:"op"`
 	// Target is what Lab.Exec or Lab.Fault takes, in full.
 	Target string   `json:"target,omitempty"`
@@ -29,7 +30,8 @@ type Request struct {
 	// Fault and Delay are for Lab.Fault.
 	Fault string        `json:"fault,omitempty"`
 	Delay time.Duration `json:"delay,omitempty"`
-	// Signal is sent to the program that this connection started.
+	// Signal is sent to the program that this connection started; for break it is
+	// the number of an incident.
 	Signal int `json:"signal,omitempty"`
 }
 
@@ -40,9 +42,11 @@ type Reply struct {
 	NotFound bool   `json:"notFound,omitempty"`
 	// Exited says that the program of an exec ended, with Code: 128+N if
 	// signal N ended it.
-	Exited bool    `json:"exited,omitempty"`
-	Code   int     `json:"code,omitempty"`
-	Status *Status `json:"status,omitempty"`
+	Exited bool `json:"exited,omitempty"`
+	Code   int  `json:"code,omitempty"`
+	// Incident is the number of the incident that happened.
+	Incident int     `json:"incident,omitempty"`
+	Status   *Status `json:"status,omitempty"`
 }
 
 // Status is what a lab says of itself.

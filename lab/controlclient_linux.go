@@ -94,6 +94,24 @@ func (c *Control) Status() (*Status, error) {
 	return r.Status, err
 }
 
+// Happened is Lab.Happened.
+func (c *Control) Happened() (int, error) {
+	r, err := c.ask(Request{Op: "incident"})
+	return r.Incident, err
+}
+
+// Incident is Lab.Incident.
+func (c *Control) Incident(n int) error {
+	_, err := c.ask(Request{Op: "break", Signal: n})
+	return err
+}
+
+// Heal is Lab.Heal.
+func (c *Control) Heal() error {
+	_, err := c.ask(Request{Op: "heal"})
+	return err
+}
+
 // Fault is Lab.Fault; target is as ParseTarget returns it.
 func (c *Control) Fault(kind, target string, delay time.Duration) error {
 	_, err := c.ask(Request{Op: "fault", Target: target, Fault: kind, Delay: delay})

@@ -95,6 +95,12 @@ func (c *controlConn) serve(ctx context.Context) {
 			err = c.lab.Fault(ctx, req.Fault, id, req.Delay)
 		}
 		c.reply(Reply{Err: text(err)})
+	case "incident":
+		c.reply(Reply{Incident: c.lab.Happened()})
+	case "heal":
+		c.reply(Reply{Err: text(c.lab.Heal(ctx))})
+	case "break":
+		c.reply(Reply{Err: text(c.lab.Incident(ctx, req.Signal))})
 	case "status":
 		c.reply(Reply{Status: c.lab.Status()})
 	case "down":

@@ -57,11 +57,13 @@ func (p *pod) fault(ctx context.Context, kind string, delay time.Duration) error
 			return fmt.Errorf("by how much? Give a time above 0")
 		}
 		o = order{Do: doSlow, Delay: delay}
+	case FaultReset:
+		o = order{Do: doReset, On: true}
 	case FaultHeal:
 		p.faults = nil
 		return p.heal(ctx)
 	default:
-		return fmt.Errorf("unknown fault: use kill, blackhole, refuse, slow or heal")
+		return fmt.Errorf("unknown fault: use kill, blackhole, refuse, slow, reset or heal")
 	}
 	if o.Do != "" {
 		if p.link == nil {
@@ -86,7 +88,7 @@ func (p *pod) heal(ctx context.Context) error {
 			return err
 		}
 	}
-	orders := []order{{Do: doListen}, {Do: doSlow}}
+	orders := []order{{Do: doListen}, {Do: doSlow}, {Do: doReset}}
 	if p.talking {
 		orders = append(orders, order{Do: doStart})
 	}

@@ -40,6 +40,7 @@ type Lab struct {
 	last atomic.Pointer[os.File]
 
 	reportMu sync.Mutex
+	incident int // the last one, by number
 	closing  chan struct{}
 	close    sync.Once
 	watchers sync.WaitGroup

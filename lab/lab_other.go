@@ -52,6 +52,18 @@ func (*Lab) Do(string, func() error) error { return errLinux }
 // Fault fails: a lab needs Linux.
 func (*Lab) Fault(context.Context, string, string, time.Duration) error { return errLinux }
 
+// Incident fails: a lab needs Linux.
+func (*Lab) Incident(context.Context, int) error { return errLinux }
+
+// RunIncident fails: a lab needs Linux.
+func (*Lab) RunIncident(context.Context, int) error { return errLinux }
+
+// Heal fails: a lab needs Linux.
+func (*Lab) Heal(context.Context) error { return errLinux }
+
+// Happened returns 0.
+func (*Lab) Happened() int { return 0 }
+
 // Faults returns nothing.
 func (*Lab) Faults(string) []string { return nil }
 
@@ -90,6 +102,15 @@ func (*Control) Status() (*Status, error) { return nil, errLinux }
 
 // Fault fails: there is no lab.
 func (*Control) Fault(string, string, time.Duration) error { return errLinux }
+
+// Happened fails: there is no lab.
+func (*Control) Happened() (int, error) { return 0, errLinux }
+
+// Incident fails: there is no lab.
+func (*Control) Incident(int) error { return errLinux }
+
+// Heal fails: there is no lab.
+func (*Control) Heal() error { return errLinux }
 
 // Down fails: there is no lab.
 func (*Control) Down() error { return errLinux }

@@ -96,6 +96,9 @@ func (p *podProgram) obey(ctx context.Context, o order) error {
 	case doSlow:
 		p.server.delay.Store(int64(min(o.Delay, time.Minute)))
 		return nil
+	case doReset:
+		p.server.reset.Store(o.On)
+		return nil
 	case doStart:
 		return p.obeyStart(ctx)
 	}

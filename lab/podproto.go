@@ -18,6 +18,7 @@ type order struct {
 	Do    string        `json:"do"`
 	Spec  *podSpec      `json:"spec,omitempty"`
 	Delay time.Duration `json:"delay,omitempty"`
+	On    bool          `json:"on,omitempty"`
 }
 
 const (
@@ -27,6 +28,7 @@ const (
 	doRefuse = "refuse" // close the listeners
 	doListen = "listen" // open them again
 	doSlow   = "slow"   // wait Delay before each answer
+	doReset  = "reset"  // reset connections instead of answering, if On
 )
 
 // word is a line from a pod's program.

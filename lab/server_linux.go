@@ -22,6 +22,7 @@ type server struct {
 	id    string
 	ports []Port
 	delay atomic.Int64 // nanoseconds before each answer
+	reset atomic.Bool  // instead of an answer
 
 	mu   sync.Mutex
 	open []io.Closer
@@ -113,6 +114,10 @@ func (s *server) serveConn(conn net.Conn, http bool) {
 		body = fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(body), body)
 	}
 	time.Sleep(d)
+	if t, ok := conn.(*net.TCPConn); ok && s.reset.Load() {
+		_ = t.SetLinger(0) // closing it now sends an RST
+		return
+	}
 	if _, err := conn.Write(body); err != nil {
 		return
 	}
