@@ -36,6 +36,8 @@ type followFlags struct {
 	wait, existing  bool
 	updates         bool
 	noHeader        bool
+	summary         bool
+	by              []string
 	output          string
 	packets         string
 	sockets         []string
@@ -85,6 +87,9 @@ Exit codes: 0, 1 for an error, 2 for wrong usage.`,
   # All packets for five seconds, as JSON
   kptrace follow svc/foo -n shop -o jsonl --packets all --for 5s
 
+  # How many failed, by endpoint and reason, in the last hour
+  kptrace follow svc/foo -n shop --since 1h --summary --by backend,reason
+
   # What is open now, by endpoint, with its age
   kptrace follow svc/foo -n shop --existing`,
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
@@ -118,6 +123,8 @@ Exit codes: 0, 1 for an error, 2 for wrong usage.`,
 	flags.BoolVar(&f.updates, "updates", false, "print every change of a connection, not only its end")
 	flags.StringVarP(&f.output, "output", "o", string(text.Line), "line, wide, path (rule by rule), json (one document) or jsonl (one object a line)")
 	flags.StringVar(&f.packets, "packets", "", "trace rule by rule this many packets of each direction, or all (needs --for); 1 with -o path")
+	flags.BoolVar(&f.summary, "summary", false, "count connections of the history instead of listing them, and end")
+	flags.StringSliceVar(&f.by, "by", []string{"backend", "reason"}, "what --summary counts by: backend, node, client, client-node, service, reason, outcome")
 	flags.BoolVar(&f.noHeader, "no-header", false, "leave out scope and titles")
 	addSocketFlag(cmd, &f.sockets)
 	completeFrom(cmd, "outcome", outcomeWords())
@@ -231,6 +238,8 @@ func (f *followFlags) check(req *trace.Request) error {
 			return fmt.Errorf("-o: unknown format %q: did you mean %s?", f.output, near[0])
 		}
 		return fmt.Errorf("-o: unknown format %q: use %s", f.output, strings.Join(formats, ", "))
+	case f.summary && (f.existing || f.updates || f.limited):
+		return errors.New("--summary counts what is held: it does not go with --existing, --updates or --for")
 	case f.last < 0:
 		return fmt.Errorf("--last %d: use a number above 0", f.last)
 	case f.duration < 0:
@@ -271,6 +280,9 @@ func (f *followFlags) run(ctx context.Context, req trace.Request, out, talk io.W
 		return err
 	}
 	defer closeAll(clients)
+	if f.summary {
+		return summarise(ctx, out, clients, req, f.by, f.output)
+	}
 	t := terminalOf(out)
 	history := f.limited && f.duration == 0
 	cfg := text.Config{

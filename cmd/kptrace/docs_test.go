@@ -1,0 +1,74 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/kptrace/kptrace/lab"
+	"github.com/kptrace/kptrace/trace"
+)
+
+// TestGeneratedDocs keeps the lists in docs what the code says. With
+// KPTRACE_UPDATE set it writes them.
+func TestGeneratedDocs(t *testing.T) {
+	var reasons, incidents strings.Builder
+	for _, r := range trace.Reasons() {
+		fmt.Fprintf(&reasons, "### %s\n\n%s\n\n- Known by: %s\n- Look at: %s\n\n", r.Code, r.Sentence, r.Evidence, r.Next)
+	}
+	incidents.WriteString("| N | a user says | kptrace says |\n|---|---|---|\n")
+	for i, in := range lab.Incidents() {
+		says := string(in.Reason)
+		if says == "" {
+			says = in.Check + " (check)"
+		}
+		fmt.Fprintf(&incidents, "| %d | %s | `%s` |\n", i+1, in.Symptom, says)
+	}
+	for _, d := range []struct{ file, mark, text string }{
+		{"reasons.md", "reasons", strings.TrimSpace(reasons.String())},
+		{"incidents.md", "incidents", strings.TrimSpace(incidents.String())},
+	} {
+		path := "../../docs/" + d.file
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin, end := "<!-- "+d.mark+":begin -->\n", "\n<!-- "+d.mark+":end -->"
+		head, rest, ok1 := strings.Cut(string(b), begin)
+		_, tail, ok2 := strings.Cut(rest, end)
+		if !ok1 || !ok2 {
+			t.Fatalf("%s has no marks %q and %q", d.file, begin, end)
+		}
+		want := head + begin + d.text + end + tail
+		if want == string(b) {
+			continue
+		}
+		if os.Getenv("KPTRACE_UPDATE") != "" {
+			if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		t.Errorf("docs/%s is not what the code says: run KPTRACE_UPDATE=1 go test ./cmd/kptrace -run TestGeneratedDocs", d.file)
+	}
+}
+
+// TestReasonsHaveFaults wants every incident to be for a reason that is known, and
+// enough of them.
+func TestReasonsHaveFaults(t *testing.T) {
+	all := lab.Incidents()
+	if len(all) < 10 {
+		t.Errorf("only %d incidents", len(all))
+	}
+	names := map[string]bool{}
+	for _, in := range all {
+		if names[in.Name] {
+			t.Errorf("two incidents are called %s", in.Name)
+		}
+		names[in.Name] = true
+		if _, ok := in.Reason.Info(); !ok && in.Check == "" {
+			t.Errorf("%s: reason %q is not known", in.Name, in.Reason)
+		}
+	}
+}
