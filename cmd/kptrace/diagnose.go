@@ -17,7 +17,7 @@ import (
 	"github.com/kptrace/kptrace/exporters/text"
 	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/check"
-	"github.com/kptrace/kptrace/trace/diagnose"
+	"github.com/kptrace/kptrace/trace/check/diagnose"
 )
 
 // diagnoseFlags are the flags of kptrace diagnose.

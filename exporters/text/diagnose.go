@@ -8,7 +8,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/kptrace/kptrace/trace/diagnose"
+	"github.com/kptrace/kptrace/trace/check/diagnose"
 )
 
 // Diagnose writes a diagnosis for people: the findings that explain most first.

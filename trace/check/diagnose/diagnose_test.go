@@ -11,7 +11,7 @@ import (
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/check"
-	"github.com/kptrace/kptrace/trace/diagnose"
+	"github.com/kptrace/kptrace/trace/check/diagnose"
 )
 
 func flow(n int, client, backend, node string, o trace.Outcome, why trace.Reason) *trace.Flow {
