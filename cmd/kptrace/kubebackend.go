@@ -15,12 +15,32 @@ import (
 	"github.com/kptrace/kptrace/proxy/kube/config"
 )
 
-// chooseMode reads the wanted mode.
-func chooseMode(text string) (proxy.Mode, error) {
-	if text == "" {
-		return proxy.IPTables, nil
+// chooseMode reads the wanted mode. A kube-proxy's mode that kptrace does not
+// have may be replaced: fallback then says why it is.
+func chooseMode(text string, mayFallBack bool) (wanted proxy.Mode, fallback string, err error) {
+	switch {
+	case text == "":
+		return proxy.IPTables, "", nil
+	case text != config.ModeNFTables:
+		wanted, err = proxy.ParseMode(text)
+		return wanted, "", err
+	case !mayFallBack:
+		return "", "", fmt.Errorf("mode %q is none of kptrace's: use iptables, which iptables-nft programs into nf_tables too, ipvs or userspace, or leave out --mode-fallback=false", text)
 	}
-	return proxy.ParseMode(text)
+	return config.ModeNFTables, "kptrace has no such mode", nil
+}
+
+// fromNFTables takes what is configured for the nftables mode over to that of
+// iptables, which runs in its place: its marks and periods, and node ports on the
+// node's own addresses alone where nothing else is said.
+func fromNFTables(c *config.Config) *config.Config {
+	c = c.DeepCopy()
+	c.IPTables.MasqueradeBit, c.IPTables.MasqueradeAll = c.NFTables.MasqueradeBit, c.NFTables.MasqueradeAll
+	c.IPTables.SyncPeriod, c.IPTables.MinSyncPeriod = c.NFTables.SyncPeriod, c.NFTables.MinSyncPeriod
+	if len(c.NodePortAddresses) == 0 {
+		c.NodePortAddresses = []string{config.NodePortsPrimary}
+	}
+	return c
 }
 
 // mode is the mode that runs: the wanted one, unless it falls back.

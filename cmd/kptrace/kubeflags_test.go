@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -175,12 +176,41 @@ func TestConntrackMax(t *testing.T) {
 }
 
 func TestChooseMode(t *testing.T) {
-	for text, want := range map[string]proxy.Mode{
-		"": proxy.IPTables, "iptables": proxy.IPTables, "ipvs": proxy.IPVS, "userspace": proxy.Userspace, config.ModeNFTables: "",
+	for _, tt := range []struct {
+		text     string
+		fallBack bool
+		want     proxy.Mode
+		bad      bool
+	}{
+		{"", true, proxy.IPTables, false}, {"iptables", false, proxy.IPTables, false}, {"ipvs", true, proxy.IPVS, false},
+		{"userspace", true, proxy.Userspace, false}, {"fast", true, "", true},
+		{config.ModeNFTables, true, config.ModeNFTables, false}, {config.ModeNFTables, false, "", true},
 	} {
-		got, err := chooseMode(text)
-		if got != want || (err != nil) != (want == "") {
-			t.Errorf("%q: %q, %v", text, got, err)
+		got, fallback, err := chooseMode(tt.text, tt.fallBack)
+		if got != tt.want || (err != nil) != tt.bad || (fallback != "") != (got == config.ModeNFTables) {
+			t.Errorf("%q, %v: %q, %q, %v", tt.text, tt.fallBack, got, fallback, err)
 		}
+	}
+}
+
+// TestFromNFTables runs iptables with what was configured for nftables.
+func TestFromNFTables(t *testing.T) {
+	c, _, err := config.Decode([]byte("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n" +
+		"nftables: {masqueradeBit: 3, masqueradeAll: true, syncPeriod: 7s, minSyncPeriod: 2s}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := fromNFTables(c)
+	i := &got.IPTables
+	if *i.MasqueradeBit != 3 || !i.MasqueradeAll || i.SyncPeriod.Duration != 7*time.Second || i.MinSyncPeriod.Duration != 2*time.Second ||
+		!slices.Equal(got.NodePortAddresses, []string{"primary"}) || c.IPTables.MasqueradeAll {
+		t.Errorf("%+v, node ports %v", i, got.NodePortAddresses)
+	}
+	c.NodePortAddresses = []string{"10.0.0.0/8"}
+	if got := fromNFTables(c).NodePortAddresses; !slices.Equal(got, c.NodePortAddresses) {
+		t.Errorf("node ports %v", got)
+	}
+	if err := config.Validate(got); err != nil {
+		t.Error(err)
 	}
 }

@@ -146,9 +146,12 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	case f.kube.cleanup:
 		return cleanup(cmd, f.flavour, f.socket)
 	}
-	wanted, err := chooseMode(string(kcfg.Mode))
+	wanted, fallback, err := chooseMode(string(kcfg.Mode), f.modeFallback)
 	if err != nil {
 		return usageErr(err)
+	}
+	if wanted == config.ModeNFTables {
+		kcfg = fromNFTables(kcfg)
 	}
 	if f.undo != "auto" && f.undo != "always" && f.undo != "never" {
 		return usageErr(fmt.Errorf("--undo-on-exit=%q: use auto, always or never", f.undo))
@@ -167,7 +170,6 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	for _, s := range said {
 		logger.Warn(s)
 	}
-	fallback := ""
 	var onIPVS *ipvs.Backend
 	if wanted == proxy.IPVS {
 		if onIPVS, err = f.ipvsBackend(kcfg, &cfg, logger); err != nil {
