@@ -33,7 +33,7 @@ build: ## bin/kptrace
 	@$(ENV) go build -ldflags '-s -w -X main.version=$(VERSION)' -o bin/kptrace ./cmd/kptrace
 
 demo: deps build ## a cluster in namespaces on this machine with live traffic, about 20 s
-	@$(ENV) bin/kptrace lab run --for 15s $(if $(MODE),--mode $(MODE))
+	@$(ENV) bin/kptrace lab run --for 15s $(if $(MODE),--mode $(MODE)) $(if $(filter ipvs,$(MODE)),--server-health)
 
 test: deps ## vet, every test (a missing kernel feature fails), and the build for other systems
 	@$(ENV) go vet ./... && scripts/test.sh -p 1 -timeout 9m $(TESTFLAGS) ./... && GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/kptrace

@@ -30,8 +30,11 @@ type RealServer struct {
 	// Weight 0 takes no new connections. Active are established connections,
 	// Inactive all others that IPVS has for it.
 	Weight, Active, Inactive int
-	Forwarding               Forwarding
-	Total, Rate              Traffic
+	// Persistent is how many clients its templates bind to it, as far as the
+	// table of connections was read.
+	Persistent  int
+	Forwarding  Forwarding
+	Total, Rate Traffic
 }
 
 // Traffic counts what IPVS passed on. In is from clients.

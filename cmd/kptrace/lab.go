@@ -49,6 +49,7 @@ type labFlags struct {
 	name           string
 	mode, flavour  string
 	guest          bool
+	serverHealth   bool
 	kernelTimeouts bool
 	verbose        bool
 }
@@ -59,6 +60,7 @@ func (f *labFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.mode, "mode", "iptables", "how the nodes' proxies make Services work: iptables, ipvs or userspace")
 	fl.StringVar(&f.flavour, "iptables-flavour", "auto", "auto, nft or legacy")
 	fl.BoolVar(&f.guest, "guest", false, "run in a guest kernel (user-mode Linux) even where this one would do: to compare modes on one kernel")
+	fl.BoolVar(&f.serverHealth, "server-health", false, "have the nodes' proxies take out endpoints that do not answer")
 	fl.BoolVar(&f.kernelTimeouts, "kernel-timeouts", false, "keep the kernel's conntrack timeouts instead of short ones")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "show what the nodes' proxies log")
 }
@@ -78,6 +80,9 @@ func (f *labFlags) config() lab.Config {
 	args := []string{"--mode", f.mode, "--iptables-flavour", f.flavour}
 	if f.verbose {
 		args = append(args, "--verbose")
+	}
+	if f.serverHealth {
+		args = append(args, "--server-health")
 	}
 	return lab.Config{
 		SocketDir: labSockets(f.name), ProxyArgs: args,

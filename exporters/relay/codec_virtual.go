@@ -25,14 +25,14 @@ func virtualFromPB(v *VirtualServer) trace.VirtualServer {
 
 func realToPB(r *trace.RealServer) *RealServer {
 	return &RealServer{
-		Addr: addrPortToPB(r.Addr), Weight: int64(r.Weight), Active: int64(r.Active), Inactive: int64(r.Inactive),
+		Addr: addrPortToPB(r.Addr), Weight: int64(r.Weight), Active: int64(r.Active), Inactive: int64(r.Inactive), Persistent: int64(r.Persistent),
 		Forwarding: uint32(r.Forwarding), Total: trafficToPB(r.Total), Rate: trafficToPB(r.Rate),
 	}
 }
 
 func realFromPB(r *RealServer) trace.RealServer {
 	return trace.RealServer{
-		Addr: addrPortFromPB(r.GetAddr()), Weight: int(r.GetWeight()), Active: int(r.GetActive()), Inactive: int(r.GetInactive()),
+		Addr: addrPortFromPB(r.GetAddr()), Weight: int(r.GetWeight()), Active: int(r.GetActive()), Inactive: int(r.GetInactive()), Persistent: int(r.GetPersistent()),
 		Forwarding: trace.Forwarding(r.GetForwarding()), Total: trafficFromPB(r.GetTotal()), Rate: trafficFromPB(r.GetRate()),
 	}
 }

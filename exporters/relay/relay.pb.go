@@ -3233,6 +3233,7 @@ type RealServer struct {
 	Forwarding    uint32                 `protobuf:"varint,5,opt,name=forwarding,proto3" json:"forwarding,omitempty"`
 	Total         *Traffic               `protobuf:"bytes,6,opt,name=total,proto3" json:"total,omitempty"`
 	Rate          *Traffic               `protobuf:"bytes,7,opt,name=rate,proto3" json:"rate,omitempty"`
+	Persistent    int64                  `protobuf:"varint,8,opt,name=persistent,proto3" json:"persistent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3314,6 +3315,13 @@ func (x *RealServer) GetRate() *Traffic {
 		return x.Rate
 	}
 	return nil
+}
+
+func (x *RealServer) GetPersistent() int64 {
+	if x != nil {
+		return x.Persistent
+	}
+	return 0
 }
 
 type Traffic struct {
@@ -4206,7 +4214,7 @@ const file_relay_proto_rawDesc = "" +
 	"\vpersistence\x18\x05 \x01(\x03R\vpersistence\x12)\n" +
 	"\x05total\x18\x06 \x01(\v2\x13.kptrace.v1.TrafficR\x05total\x12'\n" +
 	"\x04rate\x18\a \x01(\v2\x13.kptrace.v1.TrafficR\x04rate\x120\n" +
-	"\aservers\x18\b \x03(\v2\x16.kptrace.v1.RealServerR\aservers\"\xf6\x01\n" +
+	"\aservers\x18\b \x03(\v2\x16.kptrace.v1.RealServerR\aservers\"\x96\x02\n" +
 	"\n" +
 	"RealServer\x12(\n" +
 	"\x04addr\x18\x01 \x01(\v2\x14.kptrace.v1.AddrPortR\x04addr\x12\x16\n" +
@@ -4217,7 +4225,10 @@ const file_relay_proto_rawDesc = "" +
 	"forwarding\x18\x05 \x01(\rR\n" +
 	"forwarding\x12)\n" +
 	"\x05total\x18\x06 \x01(\v2\x13.kptrace.v1.TrafficR\x05total\x12'\n" +
-	"\x04rate\x18\a \x01(\v2\x13.kptrace.v1.TrafficR\x04rate\"\xa3\x01\n" +
+	"\x04rate\x18\a \x01(\v2\x13.kptrace.v1.TrafficR\x04rate\x12\x1e\n" +
+	"\n" +
+	"persistent\x18\b \x01(\x03R\n" +
+	"persistent\"\xa3\x01\n" +
 	"\aTraffic\x12 \n" +
 	"\vconnections\x18\x01 \x01(\x04R\vconnections\x12\x1d\n" +
 	"\n" +

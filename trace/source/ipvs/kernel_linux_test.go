@@ -99,7 +99,7 @@ func TestKernel(t *testing.T) {
 				t.Fatalf("%+v", v)
 			}
 			r := v.Servers[0]
-			if r.Addr != w.pods[0] || r.Weight != 1 || r.Active != 1 || r.Forwarding != trace.ForwardNAT ||
+			if r.Addr != w.pods[0] || r.Weight != 1 || r.Active != 1 || r.Persistent != 1 || r.Forwarding != trace.ForwardNAT ||
 				r.Total.Connections != 20 || r.Total.PacketsIn < 60 || r.Total.BytesOut == 0 {
 				t.Errorf("%+v", r)
 			}

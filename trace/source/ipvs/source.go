@@ -39,6 +39,8 @@ type Source struct {
 	mu      sync.Mutex
 	servers []trace.VirtualServer
 	seen    map[counterKey]counter
+
+	bound map[counterKey]int // by the last poll; Run's own
 }
 
 var (

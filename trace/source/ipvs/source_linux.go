@@ -27,6 +27,9 @@ const (
 	forwardMask    = 0x7
 )
 
+// connections is the table of connections and templates.
+const connections = "ip_vs_conn"
+
 // Run polls the calling thread's network namespace until ctx ends. A kernel
 // without IPVS is no error: the note of Stats says so, and it is looked for
 // again. It needs CAP_NET_ADMIN in the namespace.
@@ -42,7 +45,7 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 	for {
 		start := time.Now()
 		var notes []error
-		for _, table := range []string{"ip_vs", "ip_vs_conn"} {
+		for _, table := range []string{"ip_vs", connections} {
 			if err := s.read(table, buf, emit); err != nil {
 				notes = append(notes, err)
 			}
@@ -75,6 +78,17 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 	}
 }
 
+// templates counts the clients bound to each server.
+func templates(table []byte) map[counterKey]int {
+	n := map[counterKey]int{}
+	for _, e := range NewDecoder().Decode(trace.Frame{Data: table}, nil) {
+		if e.Kind == trace.KindTemplate {
+			n[counterKey{e.Tuple.Proto(), e.Tuple.Dst(), e.Reply.Src()}]++
+		}
+	}
+	return n
+}
+
 // read emits one table as it is now.
 func (s *Source) read(table string, buf *bytes.Buffer, emit func(trace.Frame)) error {
 	// Not /proc/net: that is the main thread's namespace.
@@ -87,6 +101,9 @@ func (s *Source) read(table string, buf *bytes.Buffer, emit func(trace.Frame)) e
 	n, err := buf.ReadFrom(io.LimitReader(f, mostBytes))
 	if err != nil {
 		return err
+	}
+	if table == connections {
+		s.bound = templates(buf.Bytes())
 	}
 	s.frames.Add(1)
 	s.bytes.Add(uint64(n))
@@ -134,6 +151,7 @@ func (s *Source) count(h *mobyipvs.Handle) error {
 				Forwarding: forwarding(d.ConnectionFlags),
 			}
 			k.server = r.Addr
+			r.Persistent = s.bound[k]
 			r.Total, r.Rate = s.total(seen, k, mobyipvs.SvcStats(d.Stats))
 			v.Servers = append(v.Servers, r)
 		}
