@@ -14,6 +14,9 @@ const (
 	// ExternalAnnotation set to "true" makes the Pod an outside client on the
 	// nodes' LAN: it belongs to no node, and its podIP is a LAN address.
 	ExternalAnnotation = "kptrace.dev/external"
+	// FaultAnnotation has a fault happen to the pod some time after traffic
+	// began: "blackhole after=4s".
+	FaultAnnotation = "kptrace.dev/fault"
 )
 
 // Images of containers that the lab can run. Any other gives a namespace in
@@ -54,6 +57,8 @@ type Pod struct {
 	// connects to. A pod may have both, or neither.
 	Serves  []Port
 	Traffic []Target
+	// Fault happens by itself; its Kind is empty if none does.
+	Fault PlannedFault
 }
 
 // ID returns "namespace/name".

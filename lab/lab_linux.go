@@ -43,6 +43,7 @@ type Lab struct {
 	incident int // the last one, by number
 	closing  chan struct{}
 	close    sync.Once
+	faults   sync.Once
 	watchers sync.WaitGroup
 }
 
@@ -171,8 +172,9 @@ func (l *Lab) Ended() <-chan NodeEnd { return l.failed }
 // Dir is the folder of manifests.
 func (l *Lab) Dir() string { return l.cfg.Dir }
 
-// StartTraffic lets all clients begin.
+// StartTraffic lets all clients begin, and the planned faults come.
 func (l *Lab) StartTraffic(ctx context.Context) error {
+	l.faults.Do(l.startFaults)
 	return l.orderAll(ctx, order{Do: doStart}, func(p *pod) { p.talking = true })
 }
 

@@ -66,7 +66,7 @@ func (p *pod) launch(ctx context.Context) error {
 	go link.read(p.lab.report)
 	p.link = link
 	spec := podSpec{ID: p.ID(), Addr: p.Addr.String(), Serves: p.Serves, Traffic: p.Traffic}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	return link.do(ctx, order{Do: doSpec, Spec: &spec})
 }

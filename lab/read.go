@@ -154,6 +154,12 @@ func (r *reader) readPods() {
 				fail("metadata.annotations."+TrafficAnnotation, "%v", err)
 			}
 		}
+		if text, ok := p.Annotations[FaultAnnotation]; ok {
+			if pod.Fault, err = parseFault(text); err != nil {
+				fail("metadata.annotations."+FaultAnnotation, "%v", err)
+				pod.Fault = PlannedFault{}
+			}
+		}
 		r.c.Pods = append(r.c.Pods, pod)
 	}
 	slices.SortFunc(r.c.Pods, func(a, b Pod) int { return cmp.Compare(a.ID(), b.ID()) })

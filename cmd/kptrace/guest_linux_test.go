@@ -50,7 +50,7 @@ func guestLab(t *testing.T, args ...string) (map[string][]text.FlowJSON, *lab.Su
 // The lab in the IPVS mode: each scheduler is named, what it looks at is shown,
 // and every connection with the endpoint that answered.
 func TestLabIPVS(t *testing.T) {
-	flows, _ := guestLab(t, "--mode", "ipvs", "--for", "8s")
+	flows, _ := guestLab(t, "--mode", "ipvs", "--server-health", "--for", "12s")
 	for service, algorithm := range map[string]string{
 		"turns": "rr", "least": "lc", "weighted": "wrr", "hashed": "sh", "sticky": "rr", "signal": "rr",
 	} {
@@ -90,6 +90,17 @@ func TestLabIPVS(t *testing.T) {
 		t.Errorf("%d picks by connections show them, %d hits of affinity; want some", loads, hits)
 	}
 	sctpCloses(t, flows["signal"])
+
+	// When one endpoint falls silent, connections to it are tried elsewhere.
+	retried := 0
+	for _, f := range flows["retried"] {
+		if len(f.Attempts) == 2 && f.Attempts[0].Pod == "silent" && f.Attempts[1].Pod != "silent" && f.Outcome == "closed" {
+			retried++
+		}
+	}
+	if retried == 0 {
+		t.Errorf("of %d connections to shop/retried none was tried again at another endpoint", len(flows["retried"]))
+	}
 }
 
 // The same Services in the iptables mode, on the same kernel.
