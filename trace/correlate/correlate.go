@@ -110,7 +110,7 @@ func (c *Correlator) Advance(now time.Time) {
 		}
 		c.fire(r, t)
 	}
-	c.unscheduled(t - int64(c.cfg.Hold))
+	c.unscheduled(t)
 	c.expireEarly(t - 2*int64(c.cfg.Hold))
 	c.expireCarried(t - 2*int64(c.cfg.Hold))
 	c.forgetPasts(t)

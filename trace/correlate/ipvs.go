@@ -20,6 +20,10 @@ const (
 	// sampleSlack is how far apart the servers of one sample may be in time.
 	sampleSlack = int64(time.Second)
 	maxVirtual  = 8192
+	// pickWait is how long the pick may come after the packet.
+	pickWait = int64(time.Second)
+	// roundedSecond is by how much the age of a template may be wrong.
+	roundedSecond = int64(1100 * time.Millisecond)
 )
 
 const noServer = "IPVS picked no server"
@@ -28,12 +32,20 @@ const noServer = "IPVS picked no server"
 type ipvsState struct {
 	// waiting holds the packets to virtual servers that no pick has followed
 	// yet, by client; order has their keys by age.
-	waiting map[conntrack.Tuple]trace.Event
+	waiting map[conntrack.Tuple]addressed
 	order   []conntrack.Tuple
 
 	servers   map[conntrack.Tuple]map[netip.AddrPort]serverSample // by virtual server
 	templates map[conntrack.Tuple]template                        // client with port 0 -> virtual server
 	max       int
+}
+
+// addressed is a packet to a virtual server. It is due some time after the first
+// Advance that found it waiting, not after its own time: while a reader stands
+// still, its pick waits too.
+type addressed struct {
+	trace.Event
+	due int64
 }
 
 type serverSample struct {
@@ -47,7 +59,7 @@ type template struct {
 }
 
 func (s *ipvsState) init(most int) {
-	s.waiting = make(map[conntrack.Tuple]trace.Event)
+	s.waiting = make(map[conntrack.Tuple]addressed)
 	s.servers = make(map[conntrack.Tuple]map[netip.AddrPort]serverSample)
 	s.templates = make(map[conntrack.Tuple]template)
 	s.max = most
@@ -85,11 +97,16 @@ func (c *Correlator) addressed(e *trace.Event) {
 	k := clientOf(e.Tuple)
 	if old, ok := s.waiting[k]; ok {
 		delete(s.waiting, k)
-		c.notScheduled(&old)
+		c.notScheduled(&old.Event)
 	} else if len(s.order) >= maxVirtual {
-		c.unscheduled(e.Time)
+		first := s.order[0]
+		if v, ok := s.waiting[first]; ok {
+			delete(s.waiting, first)
+			c.notScheduled(&v.Event)
+		}
+		s.order = append(s.order[:0], s.order[1:]...)
 	}
-	s.waiting[k] = *e
+	s.waiting[k] = addressed{Event: *e}
 	s.order = append(s.order, k)
 }
 
@@ -101,7 +118,7 @@ func (s *ipvsState) take(e *trace.Event) (trace.Event, bool) {
 		return trace.Event{}, false
 	}
 	delete(s.waiting, k)
-	return v, true
+	return v.Event, true
 }
 
 // scheduled takes a packet that IPVS has picked a server for.
@@ -132,19 +149,25 @@ func (c *Correlator) scheduled(e *trace.Event) {
 	}
 }
 
-// unscheduled decides about packets that no pick has followed by a time.
-func (c *Correlator) unscheduled(until int64) {
+// unscheduled decides about packets that no pick has followed for long enough.
+func (c *Correlator) unscheduled(now int64) {
 	s := &c.ipvs
-	n := 0
-	for _, k := range s.order {
+	n, waiting := 0, false
+	for i, k := range s.order {
 		v, ok := s.waiting[k]
-		if ok && v.Time > until {
-			break
-		}
-		n++
-		if ok {
+		switch {
+		case !ok:
+		case v.due == 0:
+			v.due, waiting = now+pickWait, true
+			s.waiting[k] = v
+		case v.due > now:
+			waiting = true
+		default:
 			delete(s.waiting, k)
-			c.notScheduled(&v)
+			c.notScheduled(&v.Event)
+		}
+		if !waiting {
+			n = i + 1
 		}
 	}
 	if n == len(s.order) {
@@ -203,8 +226,9 @@ func (c *Correlator) judgePersistence(f *trace.Flow, e *trace.Event, w *walked) 
 	timeout := int64(d.AffinityTimeout)
 	if t, ok := c.ipvs.templates[templateKey(e.Tuple)]; ok && t.until > e.Time {
 		// A template is as old as what is left of it is short.
+		// One as young as this connection was made by it.
 		last := t.until - timeout
-		if old := c.affinity.entries[k]; old == nil || old.last < last {
+		if old := c.affinity.entries[k]; (old == nil || old.last < last) && last+roundedSecond <= e.Time {
 			c.affinity.touch(k, t.endpoint, last)
 		}
 	}

@@ -111,11 +111,21 @@ func TestIPVS(t *testing.T) {
 			k.synack()
 			l.wait(100 * ms)
 		}, want: want{outcome: trace.Open, est: 1011 * ms, tries: 2, try: "established"}, tried: []netip.AddrPort{ep1, ep2}},
+		{name: "the pick comes late, as after a standstill", run: func(l *lab, k *conn) {
+			k.vip()
+			l.pass(time.Second)
+			l.c.Advance(time.Unix(0, l.now))
+			l.now -= int64(time.Second)
+			k.ipvs().new()
+			l.pass(2 * ms)
+			k.synack()
+			l.wait(2 * time.Second)
+		}, want: open, tried: []netip.AddrPort{ep1}},
 		{name: "no server", run: func(l *lab, k *conn) {
 			k.vip()
-			l.wait(time.Second)
+			l.wait(1200 * ms)
 			k.vip()
-			l.wait(time.Second)
+			l.wait(2 * time.Second)
 		}, want: want{outcome: trace.Rejected, reason: trace.NoEndpoints, ended: true}, noChoice: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -186,6 +196,16 @@ func TestIPVSPersistence(t *testing.T) {
 	connect("10.244.1.5", ep2, trace.AffinityExpired, 11*time.Second)
 	l.wait(time.Second)
 	connect("10.244.1.5", ep1, trace.AffinityReset, 0)
+
+	// A template is in the sample that this connection made.
+	newTemplate := func(client string) {
+		a := netip.AddrPortFrom(netip.MustParseAddr(client), 0)
+		l.c.Handle(&trace.Event{Kind: trace.KindTemplate, Source: trace.IPVS, Time: l.now + int64(200*ms),
+			Tuple: conntrack.NewTuple(conntrack.TCP, a, ap(vips[sticky])), Reply: conntrack.NewTuple(conntrack.TCP, ep1, a),
+			IPVS: trace.IPVSSample{Left: 10}})
+	}
+	newTemplate("10.244.1.7")
+	connect("10.244.1.7", ep1, trace.AffinityNew, 0)
 
 	// A template older than we are.
 	left := func(client string, ep netip.AddrPort, s uint32) {
