@@ -15,6 +15,7 @@ type family struct {
 	node      proxy.Node
 	nodePorts []netip.Addr
 	local     []netip.Addr
+	walks     *walkCache
 }
 
 // renderer renders one family for one Config and Node.
@@ -80,6 +81,10 @@ func (b *Backend) renderFamily(mem *family, ip6 bool, s *proxy.Snapshot, o proxy
 			f.bound[ip] = true
 		}
 	}
+	if mem.walks == nil || !same {
+		mem.walks = newWalkCache()
+	}
+	f.cache = mem.walks
 	mem.memo, mem.node, mem.nodePorts, mem.local = memo, s.Node, r.nodePorts, r.nodeAddrs
 	f.claims, f.problems = check.Claims, check.Problems
 	return f
@@ -110,6 +115,8 @@ type familyProgram struct {
 	layout   xtables.Layout
 	tagged   []*proxy.Rule
 	problems []proxy.Problem
+
+	cache *walkCache
 
 	walks sync.Once // guards rules
 	rules *xtables.Walker

@@ -36,18 +36,42 @@ type walking struct {
 
 const tcpSYN = 2
 
+// walk is Walk of one family. The Outcome must not be changed, for packets from
+// the same kind of source share it.
 func (f *familyProgram) walk(pkt proxy.Packet) proxy.Outcome {
+	u, via := f.owner(&pkt)
+	if u == nil && !f.bound[pkt.Dst.Addr()] {
+		return f.walkOnce(pkt, nil, via) // addresses without number: not to be kept
+	}
+	key := walkKey{unit: u, dst: pkt.Dst, proto: pkt.Proto, fromNode: pkt.FromNode, lo: pkt.In == "lo", source: f.sourceOf(&pkt, u)}
+	if out, ok := f.cache.get(key); ok {
+		return out
+	}
+	out := f.walkOnce(pkt, u, via)
+	f.cache.put(key, out)
+	return out
+}
+
+// owner finds whose a packet is. What the node sends to an address of kube-ipvs0
+// has that address for its source, which is then put right.
+func (f *familyProgram) owner(pkt *proxy.Packet) (u *unit, via proxy.Via) {
 	if pkt.FromNode && f.bound[pkt.Dst.Addr()] && slices.Contains(f.local, pkt.Src.Addr()) {
-		// The destination is the node's own address, which is what the kernel
-		// then takes for a source.
 		pkt.Src = netip.AddrPortFrom(pkt.Dst.Addr(), pkt.Src.Port())
 	}
-	w := &walking{f: f}
-	var via proxy.Via
 	if o, ok := f.claims[proxy.Claim{IP: pkt.Dst.Addr(), Port: pkt.Dst.Port(), Proto: pkt.Proto}]; ok {
-		w.units, via = append(w.units, f.units[o.Unit]), o.Via
-	} else if o, ok := f.claims[proxy.Claim{Port: pkt.Dst.Port(), Proto: pkt.Proto}]; ok && f.isLocal(pkt.Dst.Addr()) {
-		w.units, via = append(w.units, f.units[o.Unit]), o.Via
+		return f.units[o.Unit], o.Via
+	}
+	if o, ok := f.claims[proxy.Claim{Port: pkt.Dst.Port(), Proto: pkt.Proto}]; ok && f.isLocal(pkt.Dst.Addr()) {
+		return f.units[o.Unit], o.Via
+	}
+	return nil, ""
+}
+
+// walkOnce is walk without a cache.
+func (f *familyProgram) walkOnce(pkt proxy.Packet, u *unit, via proxy.Via) proxy.Outcome {
+	w := &walking{f: f}
+	if u != nil {
+		w.units = []*unit{u}
 	}
 	f.walks.Do(f.prepare)
 	in := xtables.Packet{Proto: pkt.Proto.String(), Src: pkt.Src.Addr(), Dst: pkt.Dst.Addr(),

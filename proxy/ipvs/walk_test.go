@@ -2,6 +2,7 @@ package ipvs
 
 import (
 	"net/netip"
+	"reflect"
 	"testing"
 
 	"github.com/kptrace/kptrace/proxy"
@@ -37,5 +38,37 @@ func TestWalk(t *testing.T) {
 				return p.Walk
 			})
 		})
+	}
+}
+
+// The cache gives what a walk gives, for every source of the table.
+func TestWalkCache(t *testing.T) {
+	for _, c := range proxytest.Cases() {
+		p := mustNew(t, configFor(c.Setup)).Render(c.Setup.Snapshot, c.Setup.Overlay).(*program)
+		for range 2 {
+			for _, row := range c.Rows {
+				for _, from := range proxytest.Sources() {
+					row.From = from
+					pkt := row.Packet()
+					got, f := p.Walk(pkt), p.families[0]
+					u, via := f.owner(&pkt)
+					if want := f.walkOnce(pkt, u, via); !reflect.DeepEqual(got, want) {
+						t.Errorf("%s: %s: got %+v, want %+v", c.Name, row.Name(), got, want)
+					}
+				}
+			}
+		}
+	}
+}
+
+func BenchmarkWalk(b *testing.B) {
+	c := proxytest.Cases()[0]
+	p := mustNew(b, configFor(c.Setup)).Render(c.Setup.Snapshot, c.Setup.Overlay)
+	pkt := c.Rows[0].Packet()
+	b.ReportAllocs()
+	for b.Loop() {
+		if o := p.Walk(pkt); o.Verdict != proxy.Forward {
+			b.Fatal(o)
+		}
 	}
 }
