@@ -266,7 +266,7 @@ func (a *applying) refuse(o *op, err error) {
 func (a *applying) explain(o *op, err error) error {
 	if o.kind == addEntry || o.kind == delEntry {
 		if err = explainSet(err); errors.Is(err, errSetIsFull) {
-			return fmt.Errorf("%w: it was made for %d members; after kptrace cleanup the next start makes a larger one", err, a.setSize(o))
+			return fmt.Errorf("%w: it was made for %d members; after kptrace cleanup the next start makes a larger one", err, a.b.cfg.MaxElements)
 		}
 		return err
 	}
@@ -275,10 +275,6 @@ func (a *applying) explain(o *op, err error) error {
 	}
 	return err
 }
-
-// setSize says how many members the set of an op has room for, as far as we
-// know.
-func (a *applying) setSize(*op) uint32 { return a.b.cfg.MaxElements }
 
 // words says what an op does.
 func (o *op) words() string {
@@ -316,7 +312,7 @@ func (a *applying) refusals() error {
 	}
 	a.rep.Refused = len(a.failed)
 	a.rep.Partial = len(a.others) == 0 && 2*a.rep.Refused <= units
-	errs := slices.Clone(a.others)
+	errs := slices.Clone(a.others[:min(len(a.others), maxErrors)])
 	failed := make([]*unit, 0, len(a.failed))
 	for u := range a.failed {
 		failed = append(failed, u)
@@ -324,10 +320,18 @@ func (a *applying) refusals() error {
 	slices.SortFunc(failed, func(x, y *unit) int {
 		return cmp.Or(x.svc.Name.Compare(y.svc.Name), x.svc.ClusterIP.Compare(y.svc.ClusterIP))
 	})
-	for _, u := range failed {
-		errs = append(errs, fmt.Errorf("proxy/ipvs: %s is not programmed: %w", ownerName(u), a.failed[u]))
+	for i, u := range failed {
+		if i < maxErrors {
+			errs = append(errs, fmt.Errorf("proxy/ipvs: %s is not programmed: %w", ownerName(u), a.failed[u]))
+		}
 		a.rep.Refusals = append(a.rep.Refusals, proxy.Problem{Object: "Service " + u.svc.Name.Namespace + "/" + u.svc.Name.Name,
 			Message: "port " + u.svc.Name.Port + " is not programmed: " + a.failed[u].Error()})
 	}
+	if more := len(failed) - maxErrors; more > 0 {
+		errs = append(errs, fmt.Errorf("proxy/ipvs: and %d more Services", more))
+	}
 	return errors.Join(errs...)
 }
+
+// maxErrors is how many Services an error names; Report.Refusals has all.
+const maxErrors = 10
