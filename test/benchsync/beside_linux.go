@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,23 +60,38 @@ func beside(ctx context.Context, c cell, o options) ([]besideResult, error) {
 		return nil, err
 	}
 	defer plane.Stop() //nolint:errcheck // it is of no more use
+	o.say("the API server is ready")
 	objects, err := newObjects(ctx, plane.Kubeconfig(controlplane.Admin), c)
 	if err != nil {
 		return nil, err
 	}
+	o.say("%d Services of %d endpoints are written", c.Services, c.Endpoints)
 	var all []besideResult
-	for _, flavour := range []string{"nft", "legacy"} {
+	for _, way := range ways(c.Mode) {
 		for _, proxy := range []string{upstream, kptrace} {
 			r := besideResult{cell: c, Proxy: proxy}
-			r.Flavour = flavour
+			r.Mode, r.Flavour = way.mode, way.flavour
 			b := &besides{besideResult: &r, plane: plane, objects: objects, o: o, bin: bin, dir: dir}
 			if err := b.measure(ctx); err != nil {
-				return nil, fmt.Errorf("%s, %s: %w", proxy, flavour, err)
+				return nil, fmt.Errorf("%s, %s %s: %w", proxy, way.mode, way.flavour, err)
 			}
+			o.say("%s, mode %s: first full sync %s, one endpoint %s", proxy, cmp.Or(way.mode, "iptables"), show(r.Full), maybe(r.Endpoint))
 			all = append(all, r)
 		}
 	}
 	return all, nil
+}
+
+// way is a mode and a flavour of iptables.
+type way struct{ mode, flavour string }
+
+// ways are what is measured side by side: in the guest, which has no nf_tables,
+// both modes, elsewhere both flavours.
+func ways(mode string) []way {
+	if mode == modeIPVS {
+		return []way{{modeIPVS, "legacy"}, {"", "legacy"}}
+	}
+	return []way{{"", "nft"}, {"", "legacy"}}
 }
 
 // besides is one proxy in a network namespace of its own.
@@ -128,6 +144,9 @@ func (b *besides) start() error {
 		"--conntrack-max-per-core=0", "--conntrack-min=0",
 		"--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s",
 	}
+	if b.Mode == modeIPVS {
+		args[2], args[3] = "--proxy-mode=ipvs", "--ipvs-scheduler=rr"
+	}
 	spec := exec.Spec{Path: filepath.Join(b.bin, "kube-proxy"), Args: args}
 	if b.Proxy == kptrace {
 		spec.Path = b.o.binary
@@ -166,7 +185,7 @@ func (b *besides) first(ctx context.Context) error {
 			return fmt.Errorf("it ended: %w\n%s", b.proc.Wait(), b.said.String())
 		default:
 		}
-		m, err := scrape(ctx, b.ns)
+		m, err := scrape(ctx, b.ns, b.Mode)
 		if err != nil {
 			continue // not yet listening
 		}
@@ -181,6 +200,9 @@ func (b *besides) first(ctx context.Context) error {
 
 // complete refuses to measure a sync that was none.
 func (b *besides) complete(m metrics) error {
+	if b.Mode == modeIPVS {
+		return b.balanced()
+	}
 	if least := float64(b.Services * (2 + 3*b.Endpoints)); m.rules < least {
 		return fmt.Errorf("after the first full sync there are %.0f rules in nat, want %.0f at least", m.rules, least)
 	}
@@ -191,7 +213,7 @@ func (b *besides) complete(m metrics) error {
 // proxy.
 func (b *besides) small(ctx context.Context) error {
 	var all [3][]float64
-	for n := range rounds {
+	for n := range b.rounds() {
 		if err := b.objects.spareEndpoints(ctx, true); err != nil {
 			return err
 		}
@@ -219,15 +241,15 @@ func (b *besides) small(ctx context.Context) error {
 
 // syncs makes a change and returns how long the proxy took for it.
 func (b *besides) syncs(ctx context.Context, do func() error) (float64, error) {
-	before, err := scrape(ctx, b.ns)
+	before, err := scrape(ctx, b.ns, b.Mode)
 	if err != nil {
 		return 0, err
 	}
 	if err := do(); err != nil {
 		return 0, err
 	}
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		now, err := scrape(ctx, b.ns)
+	for end := time.Now().Add(max(time.Minute, b.o.limit)); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		now, err := scrape(ctx, b.ns, b.Mode)
 		if err != nil {
 			return 0, err
 		}
@@ -235,20 +257,20 @@ func (b *besides) syncs(ctx context.Context, do func() error) (float64, error) {
 			if err := b.settle(ctx); err != nil {
 				return 0, err
 			}
-			if now, err = scrape(ctx, b.ns); err != nil {
+			if now, err = scrape(ctx, b.ns, b.Mode); err != nil {
 				return 0, err
 			}
 			return now.took() - before.took(), nil
 		}
 	}
-	return 0, errors.New("a change was not programmed within a minute")
+	return 0, errors.New("a change was not programmed in time")
 }
 
 // settle waits until the proxy has had nothing to do for a moment.
 func (b *besides) settle(ctx context.Context) error {
 	last, since := -1.0, time.Now()
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		m, err := scrape(ctx, b.ns)
+		m, err := scrape(ctx, b.ns, b.Mode)
 		if err != nil {
 			return err
 		}

@@ -17,10 +17,13 @@ import (
 
 	"github.com/kptrace/kptrace/internal/exec"
 	"github.com/kptrace/kptrace/internal/netns"
+	"github.com/kptrace/kptrace/internal/umlguest"
 )
 
 // cell is one line of the first table.
 type cell struct {
+	// Mode is "ipvs" for what is measured in a guest; else it is iptables.
+	Mode                string `json:",omitempty"`
 	Flavour             string
 	Services, Endpoints int
 	NodePorts, Trace    bool
@@ -47,18 +50,21 @@ type result struct {
 // options are the flags.
 type options struct {
 	cell, beside string
-	quick        bool
+	quick, ipvs  bool
+	guest        bool
 	lock         string
 	limit        time.Duration
 	binary       string
 }
 
 func main() {
-	netns.Init()
+	umlguest.Init() // does not return in the first process of a sandbox or a guest
 	var o options
 	flag.StringVar(&o.cell, "cell", "", "measure one line, given as JSON, and print it as JSON")
 	flag.StringVar(&o.beside, "beside", "", "measure one size beside upstream, given as JSON, and print it as JSON")
 	flag.BoolVar(&o.quick, "quick", false, "50 Services only, to see that it works")
+	flag.BoolVar(&o.ipvs, "ipvs", false, "measure mode ipvs beside upstream, in a guest (user-mode Linux), which needs no root")
+	flag.BoolVar(&o.guest, "guest", false, "this is the guest")
 	flag.StringVar(&o.lock, "lock", "", "a file to lock while a line is measured, so that nothing else that does the same disturbs it")
 	flag.DurationVar(&o.limit, "limit", 60*time.Second, "how long upstream may take for its first full sync")
 	flag.StringVar(&o.binary, "kptrace", "bin/kptrace", "the binary to measure beside upstream")
@@ -70,6 +76,9 @@ func main() {
 }
 
 func run(o options) error {
+	if o.ipvs {
+		return inGuest(o)
+	}
 	if os.Geteuid() != 0 || netns.Rootless() {
 		return errors.New("this measures as root only: in a user namespace the kernel refuses forced socket buffers, and with them large commits of iptables-nft")
 	}
@@ -116,12 +125,12 @@ func tables(o options) error {
 	for _, trace := range []bool{false, true} {
 		for _, n := range sizes {
 			for _, flavour := range []string{"nft", "legacy"} {
-				cells = append(cells, cell{flavour, n, 10, false, trace, fullRounds(flavour, n, trace)})
+				cells = append(cells, cell{"", flavour, n, 10, false, trace, fullRounds(flavour, n, trace)})
 			}
 		}
 	}
 	if !o.quick {
-		cells = append(cells, cell{"nft", 2000, 10, true, true, 1}, cell{"legacy", 2000, 10, true, true, 1})
+		cells = append(cells, cell{"", "nft", 2000, 10, true, true, 1}, cell{"", "legacy", 2000, 10, true, true, 1})
 	}
 	printHead()
 	var all []result

@@ -26,7 +26,7 @@ func (m metrics) syncs() float64 { return m.fulls + m.partials }
 func (m metrics) took() float64  { return m.full + m.partial }
 
 // scrape asks the proxy in a namespace.
-func scrape(ctx context.Context, ns *netns.NS) (m metrics, err error) {
+func scrape(ctx context.Context, ns *netns.NS, mode string) (m metrics, err error) {
 	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true, DisableCompression: true,
 		DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
@@ -56,6 +56,12 @@ func scrape(ctx context.Context, ns *netns.NS) (m metrics, err error) {
 		prefix + `partial_proxy_rules_duration_seconds_count{ip_family="IPv4"}`: &m.partials,
 		prefix + `partial_proxy_rules_duration_seconds_sum{ip_family="IPv4"}`:   &m.partial,
 		prefix + `proxy_rules_iptables_total{ip_family="IPv4",table="nat"}`:     &m.rules,
+	}
+	if mode == modeIPVS { // every sync is a whole one there
+		want = map[string]*float64{
+			prefix + `proxy_rules_duration_seconds_count{ip_family="IPv4"}`: &m.fulls,
+			prefix + `proxy_rules_duration_seconds_sum{ip_family="IPv4"}`:   &m.full,
+		}
 	}
 	lines := bufio.NewScanner(res.Body)
 	for lines.Scan() {
