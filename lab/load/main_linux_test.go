@@ -13,10 +13,12 @@ import (
 	"runtime/pprof"
 	"strconv"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/kptrace/kptrace/exporters/otlp"
 	"github.com/kptrace/kptrace/internal/netns"
 	"github.com/kptrace/kptrace/lab"
 	"github.com/kptrace/kptrace/node"
@@ -101,12 +103,22 @@ func nodeRole(args []string) error {
 	flavour := fl.String("iptables-flavour", "nft", "nft or legacy")
 	rules := fl.Bool("rules", true, "rules that report")
 	traced := fl.Bool("trace", true, "trace")
+	metrics := fl.String("metrics", "", "where to serve metrics")
+	collector := fl.String("otlp", "", "where to export to")
+	sample := fl.Float64("sample", 1, "share to export")
 	if err := fl.Parse(args); err != nil {
 		return err
 	}
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	var exported *otlp.Config
+	if *collector != "" {
+		exported = &otlp.Config{
+			Endpoint: *collector, Logs: otlp.Signal{Off: true}, Sampling: otlp.Sampling{Ratio: *sample, Slow: time.Second},
+		}
+	}
 	return whileAsked("node-"+*name, func(ctx context.Context) error {
 		return node.Run(ctx, node.Config{
+			HTTP: node.HTTPConfig{Metrics: *metrics}, OTLP: exported,
 			Name: *name, Version: "benchmark",
 			Backend: iptables.New(iptables.Config{Flavour: *flavour, Trace: *rules, NFLogGroup: nflog.DefaultGroup,
 				LocalhostNodePorts: true, MasqueradeMark: 0x4000}),

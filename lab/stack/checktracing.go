@@ -30,8 +30,9 @@ const (
 	clockSlack = 20 * time.Millisecond
 	// sampledReports is how many of the clients' connections are looked up.
 	sampledReports = 60
-	// outageConnections are made while the collector is away.
+	// outageConnections are made while the collector is away, over outageTime.
 	outageConnections = 40
+	outageTime        = 10 * time.Second
 )
 
 // CheckTracing holds what Jaeger has against what the lab's clients reported,
@@ -122,13 +123,13 @@ func (s *Stack) checkCounts(ctx context.Context) (detail string, err error) {
 		if err != nil {
 			return err
 		}
-		took := sumOf(page, "otelcol_receiver_accepted_spans_total")
+		took := sumOf(page, "otelcol_receiver_accepted_spans", "")
 		client := s.Dialer(s.first().Name, loopback(jaegerSelfPort))
 		if page, err = get(ctx, client, "http://jaeger/metrics"); err != nil {
 			return err
 		}
-		stored := sumOf(page, "jaeger_collector_spans_received_total")
-		detail = fmt.Sprintf("%d connections: %.0f spans sent, %.0f taken by the collector, %.0f received by Jaeger", e.Sent, sent, took, stored)
+		stored := sumOf(page, "jaeger_collector_spans_saved_by_svc_total", `result="ok",svc="kptrace"`)
+		detail = fmt.Sprintf("%d connections: %.0f spans sent, %.0f taken by the collector, %.0f kept by Jaeger", e.Sent, sent, took, stored)
 		if sent == 0 || sent != took || took != stored {
 			return errors.New(detail)
 		}
@@ -424,6 +425,11 @@ func (s *Stack) checkOutage(ctx context.Context) (string, error) {
 	for i := range outageConnections {
 		if err := s.request(pod, service, newSpan("GET /"), newSpan("GET /second")); err != nil {
 			return "", fmt.Errorf("connection %d without a collector: %w", i+1, err)
+		}
+		select {
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		case <-time.After(outageTime / outageConnections):
 		}
 	}
 	err = until(ctx, func() error {

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/kptrace/kptrace/lab"
@@ -235,20 +236,20 @@ func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
 	return body, err
 }
 
-// sumOf adds up the series of a metric on a page in the text format.
-func sumOf(page []byte, metric string) (sum float64) {
+// sumOf adds up the series of a metric on a page in the text format whose labels
+// contain a text.
+func sumOf(page []byte, metric, label string) (sum float64) {
 	for line := range strings.Lines(string(page)) {
-		name, rest, ok := strings.Cut(strings.TrimSpace(line), "{")
-		if !ok {
+		name, rest, labelled := strings.Cut(strings.TrimSpace(line), "{")
+		if !labelled {
 			name, rest, _ = strings.Cut(strings.TrimSpace(line), " ")
 			rest = "} " + rest
 		}
-		if name != metric {
+		labels, value, ok := strings.Cut(rest, "} ")
+		if !ok || name != metric || !strings.Contains(labels, label) {
 			continue
 		}
-		_, value, _ := strings.Cut(rest, "} ")
-		var v float64
-		if _, err := fmt.Sscan(value, &v); err == nil {
+		if v, err := strconv.ParseFloat(value, 64); err == nil {
 			sum += v
 		}
 	}
