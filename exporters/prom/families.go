@@ -161,7 +161,7 @@ func (f *flows) flowFamilies() []flowFamily {
 		},
 		{
 			name: "kptrace_picks_total", kind: counter,
-			help:     "Picks of the endpoint by the mode's algorithm: new connections without those that session affinity decided, and reroutes.",
+			help:     "Picks of the endpoint by the mode's algorithm: new connections without those that session affinity decided. Reroutes are no picks.",
 			endpoint: used(func(e *endpoint) float64 { return e.picks }),
 		},
 		{

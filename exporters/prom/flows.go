@@ -276,7 +276,6 @@ func (f *flows) tries(c *conn, x *trace.Flow, s *service) {
 			e.retries++
 		} else {
 			e.reroutes++
-			e.picks++
 		}
 	}
 	c.attempts = len(x.Attempts)

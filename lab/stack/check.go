@@ -110,7 +110,7 @@ func (s *Stack) CheckPrometheus(ctx context.Context, reports []lab.Report, mode 
 	if err != nil {
 		return []Result{result("prometheus", err, "")}
 	}
-	all := q.checkFigures(ctx, s.cfg.Lab.Cluster(), reports)
+	all := q.checkFigures(ctx, s.cfg.Lab.Cluster(), reports, mode)
 	all = append(all, q.checkQueries(ctx, mode)...)
 	all = append(all, q.checkRules(ctx, dead, troubled)...)
 	return append(all, s.checkMetrics(ctx)...)
@@ -162,7 +162,7 @@ func serviceOf(c *lab.Cluster, proto conntrack.Proto, to netip.AddrPort) *lab.Se
 }
 
 // checkFigures compares counters with what clients and servers counted.
-func (q *Querier) checkFigures(ctx context.Context, c *lab.Cluster, reports []lab.Report) []Result {
+func (q *Querier) checkFigures(ctx context.Context, c *lab.Cluster, reports []lab.Report, mode string) []Result {
 	var all []Result
 	for v, t := range tallies(c, reports) {
 		if t.made == 0 {
@@ -185,8 +185,17 @@ func (q *Querier) checkFigures(ctx context.Context, c *lab.Cluster, reports []la
 			least = len(t.tuples)
 		}
 		compare("connections", `kptrace_connections_started_total{`+labels+`}`, least, t.made)
-		compare("refused", `kptrace_connections_ended_total{`+labels+`, outcome=~"refused|rejected"}`, t.refused, t.refused)
-		compare("timed out", `kptrace_connections_ended_total{`+labels+`, outcome="timeout"}`, t.timeout, t.timeout)
+		if mode == "userspace" {
+			// The proxy itself accepts; a client only sees that nothing comes.
+			failed := t.made
+			for _, n := range t.answered {
+				failed -= n
+			}
+			compare("not answered", `kptrace_connections_ended_total{`+labels+`, outcome!="closed"}`, failed, failed)
+		} else {
+			compare("refused", `kptrace_connections_ended_total{`+labels+`, outcome=~"refused|rejected"}`, t.refused, t.refused)
+			compare("timed out", `kptrace_connections_ended_total{`+labels+`, outcome="timeout"}`, t.timeout, t.timeout)
+		}
 		for pod, n := range t.answered {
 			least := n
 			if v.Proto == conntrack.UDP {
@@ -219,7 +228,9 @@ func reasons() []reason {
 		r(`kptrace_ipvs_`, "there is no IPVS in this mode", "iptables", "userspace"),
 		r(`kubeproxy_sync_proxy_rules_iptables_total`, "there are no iptables rules to count in this mode", "ipvs", "userspace"),
 		r(`kptrace_affinity_list_`, "xt_recent keeps affinity in iptables mode alone", "ipvs", "userspace"),
-		r(`kptrace_(retries|reroutes)_total`, "the kernel does not try another endpoint in this mode", "iptables"),
+		r(`kptrace_reroutes_total`, "the kernel does not try another endpoint in this mode", "iptables"),
+		r(`kptrace_retries_total`, "no endpoint is tried twice for one connection"),
+		r(`kptrace_proxy_drift_total`, "nobody watches the rules in this mode", "userspace"),
 		r(`outcome="reset"`, "no connection of the scenario is reset"),
 		r(`kptrace_check_findings`, "a check that finds nothing has no findings"),
 	}

@@ -69,7 +69,7 @@ func TestFigures(t *testing.T) {
 		}
 		return "1"
 	}
-	if ok, text := verdict(answers(t, true4, "").checkFigures(t.Context(), c, reports)); !ok {
+	if ok, text := verdict(answers(t, true4, "").checkFigures(t.Context(), c, reports, "iptables")); !ok {
 		t.Error(text)
 	}
 	for _, mutate := range []string{"started", "refused", "timeout", "closed"} {
@@ -79,7 +79,7 @@ func TestFigures(t *testing.T) {
 			}
 			return true4(expr)
 		}, "")
-		if ok, text := verdict(q.checkFigures(t.Context(), c, reports)); ok {
+		if ok, text := verdict(q.checkFigures(t.Context(), c, reports, "iptables")); ok {
 			t.Errorf("3 %s pass: %s", mutate, text)
 		}
 	}
