@@ -22,7 +22,9 @@ import (
 type Config struct {
 	// Name is the node's name in Kubernetes, Version ours.
 	Name, Version string
-	// Backend programs the kernel. If it can say beforehand why it can't, or
+	// Backend programs the kernel, or if it is a proxy.Follower, watches what
+	// another one does: then Services, health ports and kube-proxy's metrics are
+	// the other one's, and a mode that was not asked for is nothing to mention. If it can say beforehand why it can't, or
 	// which variant it chose, it is also a Preflighter.
 	Backend proxy.Backend
 	// Others removes what other modes may have left. It is asked once, when
@@ -40,6 +42,9 @@ type Config struct {
 	// Trace switches the tracer on, reading NFLogGroup.
 	Trace      bool
 	NFLogGroup uint16
+	// ReadOnly changes nothing on the node: no sysctls, and no rules for paths.
+	// What the Backend does is its own.
+	ReadOnly bool
 	// MasqueradeMark is the packet mark of traffic to masquerade.
 	MasqueradeMark uint32
 	// HistoryFailures and HistorySuccesses bound the History; 0 means the

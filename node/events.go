@@ -59,6 +59,9 @@ func (t *teller) record(e proxy.ObjectEvent) {
 // started says that the node begins to work, and whether in the mode that was
 // asked for.
 func (t *teller) started(cfg *Config) {
+	if _, beside := cfg.Backend.(proxy.Follower); beside {
+		return // the other proxy speaks for itself
+	}
 	mode := cfg.Backend.Mode()
 	t.atNode(proxy.EventNormal, reasonStarting, actionStart, fmt.Sprintf("kptrace %s in the place of kube-proxy, mode %s", cfg.Version, mode))
 	if cfg.Wanted != "" && cfg.Wanted != mode {

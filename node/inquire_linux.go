@@ -68,7 +68,7 @@ func (q *inquirer) run(ctx context.Context) error {
 // why walks a flow's first packet. An empty reason with a cause says why there is
 // none.
 func (q *inquirer) why(ctx context.Context, f *trace.Flow) (reason trace.Reason, cause string) {
-	if v, err := readSysctl("net/ipv4/ip_forward"); err == nil && v == "0" && f.Tuple.Is4() && deviceTo(f.Backend.Addr.Addr()) != "" {
+	if v, err := readSysctl("net/ipv4/ip_forward"); err == nil && v == "0" && f.Tuple.Is4() && f.Backend.Addr.IsValid() && deviceTo(f.Backend.Addr.Addr()) != "" {
 		return trace.NotForwarded, "net.ipv4.ip_forward is 0"
 	}
 	if f.Reason == trace.Unreachable { // said the node itself
@@ -88,7 +88,7 @@ func (q *inquirer) why(ctx context.Context, f *trace.Flow) (reason trace.Reason,
 	var stop *liverules.Way
 	passes := false
 	for _, w := range q.rules.Ways(pkt) {
-		if w.Endpoint != f.Backend.Addr {
+		if f.Backend.Addr.IsValid() && w.Endpoint != f.Backend.Addr {
 			continue
 		}
 		if (w.Verdict == proxy.Drop || w.Verdict == proxy.Reject) && !w.Unsure {
@@ -98,7 +98,7 @@ func (q *inquirer) why(ctx context.Context, f *trace.Flow) (reason trace.Reason,
 		}
 	}
 	switch {
-	case stop == nil && deviceTo(f.Backend.Addr.Addr()) == "" && !slices.Contains(q.state.Addrs, f.Backend.Addr.Addr()):
+	case stop == nil && f.Backend.Addr.IsValid() && deviceTo(f.Backend.Addr.Addr()) == "" && !slices.Contains(q.state.Addrs, f.Backend.Addr.Addr()):
 		return trace.NoRoute, ""
 	case stop == nil && f.Reason == trace.DroppedByRule: // the node answered, by a rule that was not found
 		return trace.NoReason, "the node itself refused it; no rule that is there now explains it"

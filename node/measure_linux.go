@@ -81,7 +81,7 @@ func (n *node) observe(v *proxy.View, r proxy.Report) {
 	if v.Err == nil || len(r.Refusals) > 0 {
 		n.teller.problems(fromKernel, r.Refusals)
 	}
-	if v.Err == nil || r.Partial {
+	if (v.Err == nil || r.Partial) && n.follows() == nil {
 		n.ports.Set(v.Snapshot)
 	}
 }

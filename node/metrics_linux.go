@@ -41,6 +41,7 @@ func (n *node) metricsConfig(families []string) prom.Config {
 	if n.cfg.CheckEvery > 0 {
 		c.Findings = n.findings.get
 	}
+	c.Beside = n.follows() != nil
 	if w, ok := n.cfg.Backend.(proxy.Watcher); ok {
 		c.Drift = w.DriftStats
 	}

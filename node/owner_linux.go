@@ -62,6 +62,38 @@ func own(dir string) (*owner, error) {
 	return o, nil
 }
 
+// beside notes whether we only watch another proxy here, so that a cleanup after
+// kill -9 does not take the other one's rules for ours.
+func (o *owner) beside(yes bool) error {
+	name := besideMark(o.path)
+	if !yes {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("node: %w", err)
+		}
+		return nil
+	}
+	if err := os.WriteFile(name, nil, 0o600); err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	return nil
+}
+
+func besideMark(path string) string { return strings.TrimSuffix(path, ".json") + ".beside" }
+
+// Beside reports whether the last kptrace that ran in this network namespace
+// only watched another proxy, so that KUBE-* rules are not ours.
+func Beside(stateDir string) (bool, error) {
+	name, err := netnsName()
+	if err != nil {
+		return false, err
+	}
+	_, err = os.Stat(besideMark(filepath.Join(stateDir, "netns-"+name+".json")))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // load writes who we are into the lock and reads what an earlier owner left.
 func (o *owner) load() error {
 	if err := o.lock.Truncate(0); err != nil {

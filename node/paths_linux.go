@@ -28,13 +28,14 @@ const (
 // pathTracer traces the paths of packets while followers ask for them, and
 // nothing otherwise. Like the tracer it may fail without harm to others.
 type pathTracer struct {
-	tools   xtables.Tools
-	flavour func(context.Context) (xtables.Flavour, error)
-	ipv6    func() bool
-	views   func() []*proxy.View
-	owner   *owner
-	tracer  *tracer
-	logger  *slog.Logger
+	readOnly bool
+	tools    xtables.Tools
+	flavour  func(context.Context) (xtables.Flavour, error)
+	ipv6     func() bool
+	views    func() []*proxy.View
+	owner    *owner
+	tracer   *tracer
+	logger   *slog.Logger
 
 	mu      sync.Mutex // guards what follows
 	asked   []*pathAsk
@@ -55,7 +56,8 @@ type pathAsk struct {
 
 func newPathTracer(n *node) *pathTracer {
 	p := &pathTracer{
-		views: n.syncer.Views, owner: n.owner, tracer: n.tracer, logger: n.cfg.Logger, changed: make(chan struct{}, 1),
+		readOnly: n.cfg.ReadOnly,
+		views:    n.syncer.Views, owner: n.owner, tracer: n.tracer, logger: n.cfg.Logger, changed: make(chan struct{}, 1),
 		ipv6: func() bool { return false },
 	}
 	if b, ok := n.cfg.Backend.(interface{ IPv6() bool }); ok {
@@ -75,6 +77,9 @@ func newPathTracer(n *node) *pathTracer {
 // returns once they are, or with the reason why they are not; release is never
 // nil.
 func (p *pathTracer) ask(ctx context.Context, req *trace.Request) (release func(), err error) {
+	if p.readOnly {
+		return func() {}, errors.New("node: paths need rules of ours, and this node is read-only")
+	}
 	a := &pathAsk{req: *req, done: make(chan error, 1)}
 	p.change(func() { p.asked = append(p.asked, a) })
 	release = sync.OnceFunc(func() {
@@ -188,6 +193,8 @@ func (p *pathTracer) status() []string {
 	var said []string
 	s, fault := p.live.Load(), p.fault.Load()
 	switch {
+	case p.readOnly:
+		said = append(said, "not traced: this node is read-only")
 	case s != nil:
 		said = append(said, s.status())
 		if err := s.wires.fault.Load(); err != nil {

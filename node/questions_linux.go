@@ -52,7 +52,10 @@ func (n *node) inspect(ctx context.Context) (*check.State, error) {
 	}
 	s.Node = n.cfg.Name
 	if v := n.view(); v != nil {
-		s.Snapshot, s.Overlay, s.Program = v.Snapshot, v.Overlay, v.Program
+		s.Snapshot, s.Overlay = v.Snapshot, v.Overlay
+		if n.follows() == nil {
+			s.Program = v.Program
+		}
 	}
 	stats := n.syncer.Stats()
 	s.Synced, s.Wanted = stats.LastEnd, stats.PendingSince
@@ -64,6 +67,9 @@ func (n *node) inspect(ctx context.Context) (*check.State, error) {
 
 // fix has the syncer compare everything and write what differs.
 func (n *node) fix(ctx context.Context) ([]string, error) {
+	if n.follows() != nil {
+		return nil, errors.New("the rules here are another proxy's: only its own can be repaired; restart that one")
+	}
 	before, err := n.inspect(ctx)
 	if err != nil {
 		return nil, err

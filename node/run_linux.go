@@ -75,6 +75,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := n.preflight(ctx); err != nil {
 		return err
 	}
+	if err := own.beside(n.follows() != nil); err != nil {
+		return err
+	}
 	n.measure()
 	if err := n.sysctls(); err != nil {
 		return err
@@ -104,8 +107,18 @@ func (n *node) preflight(ctx context.Context) error {
 	if n.variant, n.reason, err = p.Preflight(ctx); err != nil {
 		return err
 	}
+	if n.follows() != nil {
+		n.cfg.Logger.Info("Watching "+n.reason, "variant", n.variant)
+		return nil
+	}
 	n.cfg.Logger.Info("Using "+string(n.cfg.Backend.Mode())+" Proxier", "variant", n.variant, "because", n.reason)
 	return nil
+}
+
+// follows is the backend where another proxy programs the Services, else nil.
+func (n *node) follows() proxy.Follower {
+	f, _ := n.cfg.Backend.(proxy.Follower)
+	return f
 }
 
 // sysctls makes the settings Services and tracing need. Tracing does without
@@ -131,7 +144,7 @@ func (n *node) sysctls() error {
 			return err
 		}
 	}
-	if !n.cfg.Trace {
+	if !n.cfg.Trace || n.cfg.ReadOnly {
 		return nil
 	}
 	for _, name := range []string{"nf_conntrack_acct", "nf_conntrack_timestamp"} {
@@ -157,10 +170,12 @@ func (n *node) run(ctx context.Context) error {
 			n.answer(ctx)
 			return nil
 		})
-		g.Go(func() error {
-			n.paths.run(ctx)
-			return nil
-		})
+		if !n.cfg.ReadOnly {
+			g.Go(func() error {
+				n.paths.run(ctx)
+				return nil
+			})
+		}
 		if n.cfg.RequestGroup != 0 {
 			g.Go(func() error {
 				n.readRequests(ctx)
@@ -182,10 +197,17 @@ func (n *node) run(ctx context.Context) error {
 		n.watch(ctx)
 		return nil
 	})
-	g.Go(func() error {
-		n.reconcile(ctx)
-		return nil
-	})
+	if f := n.follows(); f != nil {
+		g.Go(func() error {
+			n.follow(ctx, f)
+			return nil
+		})
+	} else {
+		g.Go(func() error {
+			n.reconcile(ctx)
+			return nil
+		})
+	}
 	g.Go(func() error {
 		return n.cfg.State(ctx, func(s *proxy.Snapshot) {
 			n.teller.problems(fromState, s.Problems)

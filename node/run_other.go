@@ -23,3 +23,8 @@ func Init(Config) error { return errLinux }
 
 // Cleanup fails: only Linux has netfilter.
 func Cleanup(context.Context, Cleaner, string) error { return errLinux }
+
+// Beside fails: it needs Linux.
+func Beside(string) (bool, error) {
+	return false, errors.ErrUnsupported
+}

@@ -54,6 +54,10 @@ func (n *node) status() relay.Status {
 			"what happens on other nodes",
 		},
 	}
+	if f := n.follows(); f != nil {
+		s.FlavourReason = f.Found()
+		s.Blind = append(f.Blind(), s.Blind...)
+	}
 	s.State = n.cfg.StateFrom
 	s.Exports = n.exports()
 	if n.cfg.RequestGroup != 0 {

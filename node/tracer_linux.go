@@ -139,8 +139,8 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 	ct := ctevent.New(ctevent.Config{OnLoss: t.losses.add})
 	asked := newInquirer(t.views, t.do)
 	c := correlate.New(correlate.Config{
-		Inquire: asked.ask,
-		Node:    t.cfg.Name, Views: t.views, Emit: t.emit, Ask: t.ask,
+		Inquire: asked.ask, EntriesDecide: t.cfg.ReadOnly,
+		Node: t.cfg.Name, Views: t.views, Emit: t.emit, Ask: t.ask,
 		Watched:        func() bool { return t.watchers.Load() > 0 },
 		Counters:       t.wants,
 		Paths:          t.paths.Load,

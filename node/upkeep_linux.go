@@ -51,6 +51,18 @@ func (n *node) watch(ctx context.Context) {
 	}
 }
 
+// follow keeps up with what another proxy programs, until ctx ends.
+func (n *node) follow(ctx context.Context, f proxy.Follower) {
+	for ctx.Err() == nil {
+		err := guard(func() error { return f.Follow(ctx, n.syncer.Resync) })()
+		if ctx.Err() != nil {
+			return
+		}
+		n.cfg.Logger.Error("changes of the rules are not seen; trying again", "in", upkeepAgain, "err", err)
+		pause(ctx, upkeepAgain)
+	}
+}
+
 func pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():

@@ -38,6 +38,19 @@ type Watcher interface {
 	DriftStats() DriftStats
 }
 
+// Follower is a Backend that follows what another proxy programs, and programs
+// no Service itself.
+type Follower interface {
+	// Follow calls changed when what Render goes by has changed, until ctx ends,
+	// which is no error. It then expects Forget and Apply, as Syncer.Resync
+	// brings about.
+	Follow(ctx context.Context, changed func()) error
+	// Found says in a few words beside what it works.
+	Found() string
+	// Blind lists what it cannot see, a sentence each.
+	Blind() []string
+}
+
 // Drift is a suspicion that the kernel does not hold what Apply wrote.
 type Drift struct {
 	// Certain says that rules of ours were changed; else somebody wrote in a

@@ -113,6 +113,8 @@ const (
 	Userspace Mode = "userspace"
 	IPTables  Mode = "iptables"
 	IPVS      Mode = "ipvs"
+	// NFTables is a mode of other kube-proxies, which kptrace can watch.
+	NFTables Mode = "nftables"
 )
 
 // ParseMode reads a mode's name.

@@ -46,14 +46,16 @@ func (k TagKind) String() string {
 	return fmt.Sprintf("kind%d", uint8(k))
 }
 
-// The ids of the two tags of the IPVS mode. The first packet of a connection, or
+// The ids of the tags of rules that serve all Services, in the IPVS mode and
+// beside other kube-proxies. The first packet of a connection, or
 // a SYN sent again, is reported twice: as it is addressed to a virtual server
-// (TagSyn) and after IPVS has picked a real one (TagPick, whose Rule names no
-// Endpoint and no Service: it is one for all). Both go to the same group, so
+// (TagSyn) and after IPVS has picked a real one, or rules have translated it
+// (TagPick, whose Rule names no Endpoint and no Service: it is one for all). Both go to the same group, so
 // that one follows the other.
 const (
-	IDVirtual   = "vip"
-	IDScheduled = "ipvs"
+	IDVirtual    = "vip"
+	IDScheduled  = "ipvs"
+	IDTranslated = "dnat"
 )
 
 // Tag is the contract between who writes a rule and who reads its reports: it

@@ -11,15 +11,16 @@ import (
 
 	"github.com/kptrace/kptrace/exporters/relay"
 	"github.com/kptrace/kptrace/node"
+	"github.com/kptrace/kptrace/proxy/liverules/beside"
 )
 
 func newCleanupCmd() *cobra.Command {
 	var f proxyFlags
 	cmd := &cobra.Command{
 		Use:   "cleanup",
-		Short: "Remove everything kptrace proxy left on this node, and nothing else",
-		Long: `Remove everything kptrace proxy left in this network namespace, and nothing else:
-the chains it writes in any mode (KUBE-* of kube-proxy and KPTRACE) with the jumps to them,
+		Short: "Remove everything kptrace left on this node, and nothing else",
+		Long: `Remove everything kptrace left in this network namespace, and nothing else: of
+an agent its chains named KPTRACE and its sets; of a proxy the chains it writes in any mode (KUBE-* of kube-proxy and KPTRACE) with the jumps to them,
 and set back the sysctls it changed, if they are still as it made them. Chains
 that kubelet shares stay. Doing it twice does no harm.`,
 		Example: `  # After kill -9, or after SIGTERM, which leaves the rules on purpose
@@ -42,14 +43,24 @@ func cleanup(cmd *cobra.Command, flavour, socket string) error {
 	if err := checkFlavour(flavour); err != nil {
 		return usageErr(err)
 	}
-	all, err := allModes(flavour, "")
+	watched, err := node.Beside(filepath.Dir(socket))
 	if err != nil {
 		return err
+	}
+	var all node.Cleaner = beside.New(beside.Config{})
+	if !watched {
+		if all, err = allModes(flavour, ""); err != nil {
+			return err
+		}
 	}
 	if err := node.Cleanup(cmd.Context(), all, filepath.Dir(socket)); err != nil {
 		return err
 	}
 	if err := removeDead(socket); err != nil {
+		return err
+	}
+	if watched {
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), "the rules of kptrace agent are gone and its sysctls set back; those of the kube-proxy beside it stay")
 		return err
 	}
 	_, err = fmt.Fprintln(cmd.OutOrStdout(), "kptrace's rules are gone and its sysctls set back")

@@ -26,6 +26,9 @@ type Config struct {
 	// Families are the address families the proxy programs: IPv4, IPv6 or
 	// both.
 	Families []string
+	// Beside leaves out kube-proxy's own metrics, for another proxy runs here and
+	// has them.
+	Beside bool
 	// Mode is the mode in use, Wanted the one that was asked for.
 	Mode, Wanted proxy.Mode
 	// Sync says what the Syncer has done.

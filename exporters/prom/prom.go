@@ -46,9 +46,12 @@ func New(cfg Config) *Exporter {
 		Name: "kptrace_build_info", Help: "Always 1; the labels say what was built with what.",
 	}, []string{"version", "go_version"})
 	build.WithLabelValues(cfg.Version, runtime.Version()).Set(1)
-	e.registry.MustRegister(e.probes, e.lives, build, e.fallback(), state{e}, nodeState{e},
+	e.registry.MustRegister(build, nodeState{e},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	e.registry.MustRegister(e.sync.all()...)
+	if !cfg.Beside {
+		e.registry.MustRegister(e.probes, e.lives, e.fallback(), state{e})
+		e.registry.MustRegister(e.sync.all()...)
+	}
 	return e
 }
 

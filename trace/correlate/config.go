@@ -50,6 +50,9 @@ type Config struct {
 	// node, once, and must not call back: who can find out why tells
 	// Correlator.Explain later. Nil is nobody.
 	Inquire func(*trace.Flow)
+	// EntriesDecide says that no rule reports picks, so that entries of
+	// connection tracking alone tell of connections.
+	EntriesDecide bool
 	// Hold is how long one source waits for the other; default 150 ms.
 	Hold time.Duration
 	// UnansweredAfter is when a pending flow becomes unanswered; default 1 s.

@@ -58,6 +58,8 @@ type verdict struct {
 	// decision is what every pick has in common.
 	decision trace.Decision
 	choices  []choice
+	// reason is why it is refused.
+	reason string
 	// index finds a choice where there are many.
 	index map[netip.AddrPort]int
 }
@@ -113,7 +115,7 @@ func (d *decider) intern(view *proxy.View, o *proxy.Outcome) *verdict {
 		}
 	}
 	v := &verdict{
-		view: view, effect: o.Verdict, service: o.Service, via: o.Via,
+		view: view, effect: o.Verdict, service: o.Service, via: o.Via, reason: o.Reason,
 		handle: unique.Make(o.Service),
 		decision: trace.Decision{
 			Known: true, Mode: view.Mode, Algorithm: o.Algorithm, Candidates: len(o.Choices),
@@ -138,7 +140,7 @@ func (d *decider) intern(view *proxy.View, o *proxy.Outcome) *verdict {
 
 func (v *verdict) equal(o *proxy.Outcome) bool {
 	x := &v.decision
-	return v.effect == o.Verdict && x.Algorithm == o.Algorithm && x.Policy == o.Policy &&
+	return v.effect == o.Verdict && v.reason == o.Reason && x.Algorithm == o.Algorithm && x.Policy == o.Policy &&
 		x.Excluded == o.Excluded && x.AffinityTimeout == o.Affinity &&
 		slices.EqualFunc(v.choices, o.Choices, func(a choice, b proxy.Choice) bool {
 			return a.peer.Addr == b.Endpoint && a.probability == b.Probability && a.masquerade == b.Masquerade

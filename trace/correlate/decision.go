@@ -154,6 +154,26 @@ func (c *Correlator) recognise(f *trace.Flow, time int64, reply conntrack.Tuple,
 	return true
 }
 
+// decideByEntry writes to a flow that was recognised what the rules say of its
+// pick, which nothing but the entry tells of.
+func (c *Correlator) decideByEntry(f *trace.Flow, time int64) {
+	w, ok := c.decider.at(time, f.Tuple, c.decider.onNode(f.Tuple.Src().Addr()), func(w *walked) bool {
+		return w.service == f.Service.Name && w.find(f.Backend.Addr) != nil
+	})
+	if !ok {
+		return
+	}
+	masquerade := f.Decision.Masquerade
+	f.Decision = w.decision
+	d := &f.Decision
+	d.Masquerade = masquerade
+	if d.AffinityTimeout > 0 {
+		d.Affinity, d.Note = "", "affinity unknown: no rule reports it"
+	} else if d.Algorithm == "random" {
+		d.Probability = w.find(f.Backend.Addr).probability
+	}
+}
+
 // rename writes to f that the kernel's entry leads to another endpoint than
 // the one picked.
 func (c *Correlator) rename(f *trace.Flow, endpoint netip.AddrPort) {

@@ -10,9 +10,10 @@ import (
 	"github.com/kptrace/kptrace/trace"
 )
 
-// In the IPVS mode a first packet is reported twice, to the virtual server and
-// to the real one that was picked. Here the two become one: a pick with the
-// client's own tuple, or a SYN sent again. See proxy.IDVirtual.
+// In the IPVS mode, and beside another kube-proxy, a first packet is reported
+// twice, to the Service's address and to the endpoint that was picked. Here the
+// two become one: a pick with the client's own tuple, or a SYN sent again. See
+// proxy.IDVirtual.
 
 const (
 	// sampleKept is how old a sample may be to explain a pick.
@@ -70,9 +71,10 @@ func virtual(e *trace.Event) bool {
 	return e.Kind == trace.KindSyn && e.Rule != nil && e.Rule.Tag.ID == proxy.IDVirtual
 }
 
-// scheduled reports whether e is a packet that IPVS has picked a server for.
+// scheduled reports whether e is a packet that IPVS, or another kube-proxy's
+// rules, have picked a server for.
 func scheduled(e *trace.Event) bool {
-	return e.Kind == trace.KindPick && e.Rule != nil && e.Rule.Tag.ID == proxy.IDScheduled
+	return e.Kind == trace.KindPick && e.Rule != nil && (e.Rule.Tag.ID == proxy.IDScheduled || e.Rule.Tag.ID == proxy.IDTranslated)
 }
 
 // endpointOf returns the endpoint of a pick: its rule's, or where one rule
@@ -191,19 +193,36 @@ func (c *Correlator) notScheduled(e *trace.Event) {
 		c.stats.late.Add(1)
 		return
 	}
-	w, _ := c.decider.at(e.Time, e.Tuple, e.Hook == hookOutput, func(w *walked) bool { return w.effect == proxy.Forward })
-	if w == nil || w.effect != proxy.Forward {
+	w, _ := c.decider.at(e.Time, e.Tuple, e.Hook == hookOutput, func(w *walked) bool { return w.effect != proxy.Pass })
+	if w == nil || w.effect == proxy.Pass {
 		c.stats.foreign.Add(1)
 		return
 	}
 	refused := *e
 	refused.Kind = trace.KindReject
 	refused.Rule = &proxy.Rule{Tag: e.Rule.Tag, Service: w.service, Reason: string(trace.NoEndpoints)}
+	note, lost := "", false
+	switch {
+	case w.effect != proxy.Forward: // no rule that refuses reports it
+		refused.Rule.Reason = w.reason
+		if w.effect == proxy.Drop {
+			refused.Kind = trace.KindDrop
+		}
+	case w.decision.Mode == proxy.IPVS:
+		note = noServer
+	default: // rules that lead to endpoints, and it did not come to any
+		refused.Kind, refused.Rule.Reason, lost = trace.KindDrop, string(trace.DroppedOnNode), true
+		note = "which endpoint was picked is not known"
+	}
 	c.refuse(&refused)
-	if r := latestRefused(c.find(e.Tuple)); r != nil {
+	if r := latestRefused(c.find(e.Tuple)); r != nil && (note != "" || lost) {
 		f := c.edit(r)
-		f.Service.Via, f.Decision.Note = w.via, noServer
+		f.Service.Name, f.Service.Via, f.Decision.Mode, f.Decision.Note = w.service, w.via, w.decision.Mode, note
 		c.publish(r)
+		if lost && !r.inquired && c.cfg.Inquire != nil {
+			r.inquired = true
+			c.cfg.Inquire(r.f)
+		}
 	}
 }
 
@@ -213,8 +232,9 @@ func latestRefused(r *rec) *rec {
 	return r
 }
 
-// judgePersistence sets the affinity word of a pick by IPVS. Nothing reports
-// whether a template decided, so it is told from the templates last seen and
+// judgePersistence sets the affinity word of a pick by IPVS or by another
+// kube-proxy's rules. Nothing reports whether a template or a list decided, so it
+// is told from the templates last seen and
 // from the client's earlier picks.
 func (c *Correlator) judgePersistence(f *trace.Flow, e *trace.Event, w *walked) {
 	d := &f.Decision
@@ -236,8 +256,11 @@ func (c *Correlator) judgePersistence(f *trace.Flow, e *trace.Event, w *walked) 
 	missed := old == nil || old.endpoint != endpoint || e.Time-old.last >= timeout+affinitySlack
 	d.Affinity, d.AffinityAge = c.affinity.judge(k, e.Time, d.AffinityTimeout, missed,
 		func(ep netip.AddrPort) bool { return w.find(ep) != nil })
-	if d.Affinity == trace.AffinityEvicted {
-		d.Affinity = trace.AffinityReset // IPVS keeps any number of clients
+	if d.Affinity == trace.AffinityEvicted && d.Mode != proxy.IPTables {
+		d.Affinity = trace.AffinityReset // others keep any number of clients
+	}
+	if old == nil && d.Mode != proxy.IPVS && e.Time-c.started < timeout {
+		d.Affinity, d.Note = "", "affinity unknown: the client may have been here before kptrace"
 	}
 	c.affinity.touch(k, endpoint, e.Time)
 }

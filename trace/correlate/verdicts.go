@@ -49,6 +49,9 @@ func (c *Correlator) judge(r *rec) {
 		f.Decision.Note = "before start"
 		r.startUnknown = r.newTime == 0
 	}
+	if c.cfg.EntriesDecide && !r.existing {
+		c.decideByEntry(f, r.seenTime)
+	}
 	f.Decision.SourceSeen = f.Reply.Dst()
 	r.lastSyn = r.seenTime
 	if r.goneStatus&conntrack.SeenReply != 0 {

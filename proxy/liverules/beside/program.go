@@ -1,0 +1,45 @@
+package beside
+
+import (
+	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/liverules"
+)
+
+// program is what another kube-proxy's rules mean, and what we add to them.
+type program struct {
+	// live is nil where the rules are not read; wanted is what our own mode would
+	// do with the state, nil if nothing is predicted.
+	live    *liverules.Program
+	wanted  proxy.Program
+	layouts []xtables.Layout
+	members map[member]bool
+	index   proxy.Index
+}
+
+// Index lists our own tagged rules. They serve all Services: which one a report
+// is about its packet says.
+func (p *program) Index() proxy.Index { return p.index }
+
+// Walk asks the live rules, or where they are not read, what should be.
+func (p *program) Walk(pkt proxy.Packet) proxy.Outcome {
+	switch {
+	case p.live != nil:
+		return p.live.Walk(pkt)
+	case p.wanted != nil:
+		return p.wanted.Walk(pkt)
+	}
+	return proxy.Outcome{}
+}
+
+// Text is what we add, as iptables-restore takes it.
+func (p *program) Text() string {
+	text := ""
+	for i := range p.layouts {
+		text += p.layouts[i].Text()
+	}
+	return text
+}
+
+// Problems is empty: what is wrong with the rules of another, a check says.
+func (p *program) Problems() []proxy.Problem { return nil }
