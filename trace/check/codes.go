@@ -17,6 +17,7 @@ func Codes() []Code {
 		{"service-extra", Risk, "the rules have a Service that the API does not have"},
 		{"endpoint-gone", Breaks, "the rules send connections to an endpoint that is none any more"},
 		{"endpoint-missing", Risk, "an endpoint of the API gets no connections, for no rule leads to it"},
+		{"shortcut-missing", Risk, "pods or the node do not get all endpoints by an outside address whose policy is Local"},
 		{"odds-missing", Breaks, "a part of the connections to a Service is sent nowhere, for rules are missing"},
 		{"odds-uneven", Risk, "the endpoints of a Service do not get the same share"},
 		{"chain-empty", Breaks, "a chain of a Service leads to no endpoint"},

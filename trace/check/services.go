@@ -112,6 +112,53 @@ func (c *checker) service(svc *proxy.Service, live *liverules.Service) {
 		case !refused:
 			c.endpoints(svc, want, have, at)
 		}
+		if have != nil && have.Chain != "" && svc.ExternalLocal && want.via != proxy.ViaClusterIP && len(sel.Cluster) > 0 {
+			c.shortcut(svc, want, sel.Cluster, at)
+		}
+	}
+}
+
+// shortcut looks at what pods and the node get by an outside address whose policy
+// is Local: all endpoints, as if they had gone out and come back.
+func (c *checker) shortcut(svc *proxy.Service, want front, eps []proxy.Endpoint, at string) {
+	dst := want.addr
+	var clients []proxy.Packet
+	for _, a := range c.Addrs {
+		if a.Is6() != svc.Is6() || a.IsLoopback() || a.IsLinkLocalUnicast() {
+			continue
+		}
+		if !dst.IsValid() {
+			dst = a
+		}
+		clients = append(clients, proxy.Packet{Src: netip.AddrPortFrom(a, 40000), FromNode: true})
+		break
+	}
+	for _, r := range c.live.PodRanges() {
+		if r.Addr().Is6() == svc.Is6() {
+			clients = append(clients, proxy.Packet{Src: netip.AddrPortFrom(r.Masked().Addr().Next(), 40000)})
+		}
+	}
+	if !dst.IsValid() || len(svc.SourceRanges) > 0 {
+		return
+	}
+	for _, pkt := range clients {
+		pkt.Proto, pkt.Dst = svc.Name.Proto, netip.AddrPortFrom(dst, want.port)
+		o := c.live.Walk(pkt)
+		same := len(o.Choices) == len(eps)
+		for i := range eps {
+			_, ok := o.Find(eps[i].Addr)
+			same = same && ok
+		}
+		if same {
+			continue
+		}
+		who := "pods"
+		if pkt.FromNode {
+			who = "the node itself"
+		}
+		c.add("shortcut-missing", svc.Name.String(), "restart kube-proxy, or wait for its next full sync",
+			"%s by %s reaches %d of %d endpoints from %s", at, want.via, len(o.Choices), len(eps), who)
+		return
 	}
 }
 
