@@ -17,8 +17,13 @@ func TestDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	_, table, found := strings.Cut(string(page), "\n## Attributes\n")
+	table, _, more := strings.Cut(table, "\n## ")
+	if !found || !more {
+		t.Fatal("docs/otlp.md has no section Attributes with another one behind it")
+	}
 	documented := map[string]bool{} // "key where"
-	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z0-9._]+)` \\| ([^|]+) \\|").FindAllStringSubmatch(string(page), -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z0-9._]+)` \\| ([^|]+) \\|").FindAllStringSubmatch(table, -1) {
 		for _, where := range strings.Split(m[2], ",") {
 			documented[m[1]+" "+strings.Trim(where, " `")] = true
 		}
