@@ -10,7 +10,7 @@ import (
 // name, a zero byte and the Flow's ID (8 bytes, big endian): every exporter
 // gives the same one, in every revision, and its bits are as good as random,
 // as samplers that look at them need.
-type TraceID [16]byte
+type TraceID [16]byte //nolint:revive // W3C's word; there are FlowID and SpanID too
 
 // TraceID returns the id of the trace that tells of f: the application's where
 // the connection's first request named one that is recorded (see Parent), else

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -160,7 +161,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	if err != nil {
 		code := http.StatusBadRequest
-		if err == errAway {
+		if errors.Is(err, errAway) {
 			code = http.StatusServiceUnavailable
 		}
 		http.Error(w, err.Error(), code)

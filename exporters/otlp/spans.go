@@ -37,6 +37,7 @@ type spanMaker struct {
 	tracer   oteltrace.Tracer
 	made     []sdktrace.ReadOnlySpan
 	ids      idMaker
+	room     attrs // for those of one span: the SDK copies them
 }
 
 func newSpanMaker(res *resource.Resource, version string) *spanMaker {
@@ -105,8 +106,9 @@ func (m *spanMaker) add(f *trace.Flow, now time.Time) {
 		ctx = oteltrace.ContextWithRemoteSpanContext(ctx, spanContext(parent))
 	}
 	end := endOf(f, now)
-	var a attrs
+	a := m.room[:0]
 	a.connection(f)
+	m.room = a
 	ctx, root := m.tracer.Start(ctx, connectionName(f), oteltrace.WithTimestamp(f.Start),
 		oteltrace.WithSpanKind(oteltrace.SpanKindClient), oteltrace.WithAttributes(a...),
 		oteltrace.WithLinks(links(f, joined)...))
@@ -193,7 +195,7 @@ func links(f *trace.Flow, joined bool) []oteltrace.Link {
 
 // decision is a span of no length: the kernel decides within one packet's walk.
 func (m *spanMaker) decision(ctx context.Context, f *trace.Flow) {
-	var a attrs
+	a := m.room[:0]
 	a.decision(&f.Decision)
 	_, s := m.tracer.Start(ctx, spanDecision, oteltrace.WithTimestamp(f.Start), oteltrace.WithAttributes(a...))
 	if d := &f.Decision; d.Affinity != "" && d.Affinity != trace.AffinityNone {
@@ -213,7 +215,7 @@ func (m *spanMaker) attempt(ctx context.Context, f *trace.Flow, i int, end time.
 	case i+1 < len(f.Attempts):
 		end = f.Attempts[i+1].Start
 	}
-	var a attrs
+	a := m.room[:0]
 	a.add(keyAttempt.Int(i+1), keyAttemptOutcome.String(t.Outcome))
 	a.peer("destination", &t.Endpoint)
 	a.count(keyRetransmits, t.Retransmits)

@@ -272,7 +272,7 @@ func (s *Stack) checkJoined(ctx context.Context) (string, error) {
 	}
 	first, second := newSpan("GET /"), newSpan("GET /second")
 	first.start = time.Now()
-	if err := s.request(pod, service, first, second); err != nil {
+	if err := s.request(ctx, pod, service, first, second); err != nil {
 		return "", err
 	}
 	first.end = time.Now()
@@ -349,11 +349,11 @@ func (a *appSpan) header() string { return "traceparent: 00-" + a.trace + "-" + 
 // request sends two requests over one connection from a pod. The lab's servers
 // answer one request a connection; to them the second one is a header of the
 // first.
-func (s *Stack) request(pod string, service netip.AddrPort, first, second *appSpan) error {
+func (s *Stack) request(ctx context.Context, pod string, service netip.AddrPort, first, second *appSpan) error {
 	var conn net.Conn
 	var err error
 	if into := s.Lab().Do(pod, func() error {
-		conn, err = net.DialTimeout("tcp", service.String(), 5*time.Second)
+		conn, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", service.String())
 		return nil
 	}); into != nil || err != nil {
 		return errors.Join(into, err)
@@ -423,7 +423,7 @@ func (s *Stack) checkOutage(ctx context.Context) (string, error) {
 	}
 	began := time.Now()
 	for i := range outageConnections {
-		if err := s.request(pod, service, newSpan("GET /"), newSpan("GET /second")); err != nil {
+		if err := s.request(ctx, pod, service, newSpan("GET /"), newSpan("GET /second")); err != nil {
 			return "", fmt.Errorf("connection %d without a collector: %w", i+1, err)
 		}
 		select {
