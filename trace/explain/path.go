@@ -91,6 +91,12 @@ func steps(in []proxy.Step, pkt proxy.Packet, endpoint netip.AddrPort) []trace.H
 			h.Kind = trace.HopEnd
 		case s.Effect == xtables.EffectJump || s.Effect == xtables.EffectGoto:
 			h.Target = target(s.Text)
+		case s.Table == "ipvs":
+			// Not a rule: the kernel's balancer, by the virtual server's name.
+			h.Kind, h.Table, h.Source = trace.HopIPVS, "", trace.IPVS
+			if endpoint.IsValid() {
+				h.Changes = []trace.Change{{Field: "dst", Before: pkt.Dst.String(), After: endpoint.String()}}
+			}
 		case s.Effect == xtables.EffectDNAT && endpoint.IsValid():
 			h.Changes = []trace.Change{{Field: "dst", Before: pkt.Dst.String(), After: endpoint.String()}}
 		case s.Effect == xtables.EffectMasquerade:

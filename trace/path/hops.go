@@ -161,6 +161,10 @@ func (b *builder) moved(now *trace.PacketHeader) {
 	if a, c := before.Tuple.Dst(), now.Tuple.Dst(); a != c && !b.credit("dst", a, c, "dnat", "redirect") {
 		changes = append(changes, trace.Change{Field: "dst", Before: a.String(), After: c.String()})
 	}
+	if hop, ok := b.ipvs(changes); ok {
+		b.add(hop)
+		changes = nil
+	}
 	if len(changes) > 0 {
 		b.add(trace.Hop{
 			Kind: trace.HopConntrack, Hook: b.lastHook(), Changes: changes, Source: trace.Conntrack,
@@ -178,6 +182,26 @@ func (b *builder) moved(now *trace.PacketHeader) {
 		b.add(trace.Hop{Kind: trace.HopRoute, Changes: changes, Purpose: "routed", Source: b.p.hits[0].Source})
 	}
 	b.known = len(b.path.Hops)
+}
+
+// ipvs recognises IPVS by where a packet changed: a request gets its endpoint
+// behind the rules of input, an answer the Service's address behind those of
+// forward. Connection tracking translates at neither.
+func (b *builder) ipvs(changes []trace.Change) (trace.Hop, bool) {
+	if len(changes) != 1 {
+		return trace.Hop{}, false
+	}
+	c := changes[0]
+	hop := trace.Hop{Kind: trace.HopIPVS, Hook: b.lastHook(), Changes: changes, Source: trace.IPVS}
+	switch {
+	case c.Field == "dst" && hop.Hook == "input":
+		hop.Verdict, hop.Purpose = "dnat", "IPVS sends it to "+c.After
+	case c.Field == "src" && hop.Hook == "forward":
+		hop.Verdict, hop.Purpose = "snat", "IPVS answers as "+c.After
+	default:
+		return trace.Hop{}, false
+	}
+	return hop, true
 }
 
 func (b *builder) lastHook() string {

@@ -2,6 +2,7 @@ package path
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -212,6 +213,34 @@ func TestJoinNFT(t *testing.T) {
 	}
 	if len(got[0].Path.Hops[10].Changes) != 0 {
 		t.Error("completing one path changed what others hold")
+	}
+}
+
+// IPVS is a hop between input and output for a request, behind forward for an
+// answer.
+func TestIPVS(t *testing.T) {
+	w := newWorld(t)
+	w.gen = generation(t, strings.NewReplacer(":FORWARD DROP [0:0]\n", ":INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n").Replace(live), 1)
+	w.rules.Add(w.gen)
+	pre, picked := header("10.9.0.2:40000", "10.96.0.10:80", 64, syn, 9, 0), header("10.9.0.2:40000", "10.1.0.2:8080", 63, syn, 9, 0)
+	w.nft(1, "raw", "KPTRACE-PATH", "-j TRACE", 0, pre, 2, 0)
+	w.nft(1, "filter", "INPUT", "policy", 0, pre, 2, 0)
+	w.nft(1, "filter", "OUTPUT", "policy", 0, picked, 0, 3)
+	answer, translated := header("10.1.0.2:8080", "10.9.0.2:40000", 64, synAck, 70, 10), header("10.96.0.10:80", "10.9.0.2:40000", 63, synAck, 70, 10)
+	w.nft(2, "raw", "KPTRACE-PATH", "-j TRACE", 0, answer, 3, 0)
+	w.nft(2, "filter", "FORWARD", "policy", 0, answer, 3, 2)
+	w.nft(2, "nat", "POSTROUTING", "policy", 0, translated, 0, 2)
+	var got []string
+	for _, j := range w.after(2 * time.Second) {
+		for _, h := range j.Path.Hops {
+			if h.Kind == trace.HopIPVS {
+				got = append(got, h.Hook+" "+h.Verdict+" "+h.Changes[0].Before+" "+h.Changes[0].After)
+			}
+		}
+	}
+	want := []string{"input dnat 10.96.0.10:80 10.1.0.2:8080", "forward snat 10.1.0.2:8080 10.96.0.10:80"}
+	if !slices.Equal(got, want) {
+		t.Errorf("hops of IPVS: %q, want %q", got, want)
 	}
 }
 
