@@ -5,6 +5,7 @@
 #
 #	scripts/deps.sh          what the demo and the tests need
 #	scripts/deps.sh protoc   what `make generate` needs
+#	scripts/deps.sh tracers  what `make bench-trace` compares with
 #
 # Missing Debian packages are installed by apt-get as root, by sudo where it
 # asks for no password, and otherwise unpacked into ${XDG_CACHE_HOME:-~/.cache}/
@@ -176,6 +177,9 @@ case ${1:-} in
 protoc)
 	provided protoc || provide protobuf-compiler
 	;;
+tracers)
+	provided nft conntrack || provide nftables conntrack
+	;;
 "")
 	kptrace_has go || die "missing: Go 1.26 or newer"
 	# shellcheck disable=SC2086 # a list of words
@@ -197,5 +201,5 @@ protoc)
 	namespaces_allowed
 	tools_work
 	;;
-*) die "usage: scripts/deps.sh [protoc]" ;;
+*) die "usage: scripts/deps.sh [protoc|tracers]" ;;
 esac
