@@ -181,6 +181,25 @@ func (c *Correlator) retriedAfterAnswer(r *rec, e *trace.Event) {
 	r.stateDue = r.lastSyn + int64(c.cfg.GiveUpAfter)
 }
 
+// serves reports whether a tuple goes to the cluster IP of a Service that has
+// endpoints, so that rules should have translated it.
+func (d *decider) serves(t conntrack.Tuple) bool {
+	views := d.refresh()
+	if len(views) == 0 || views[0].Mode != proxy.IPTables || views[0].Snapshot == nil {
+		return false
+	}
+	if v := views[0]; d.of != v {
+		d.of, d.clusterIPs = v, make(map[clusterIP]struct{}, len(v.Snapshot.Services))
+		for i := range v.Snapshot.Services {
+			if s := &v.Snapshot.Services[i]; len(s.Endpoints) > 0 {
+				d.clusterIPs[clusterIP{netip.AddrPortFrom(s.ClusterIP, s.Port), s.Name.Proto}] = struct{}{}
+			}
+		}
+	}
+	_, ok := d.clusterIPs[clusterIP{t.Dst(), t.Proto()}]
+	return ok
+}
+
 // untranslatedEntry shows a held entry to an address of a Service that leads to
 // endpoints, and that was not translated to any. It reports whether it is one.
 func (c *Correlator) untranslatedEntry(r *rec) bool {

@@ -22,6 +22,14 @@ type decider struct {
 	// costs little however many endpoints a Service has.
 	verdicts map[verdictKey][]*verdict
 	services map[serviceKey]*proxy.Service
+	// clusterIPs are those of Services with endpoints in the generation of.
+	clusterIPs map[clusterIP]struct{}
+	of         *proxy.View
+}
+
+type clusterIP struct {
+	addr  netip.AddrPort
+	proto conntrack.Proto
 }
 
 type walkKey struct {

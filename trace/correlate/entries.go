@@ -20,7 +20,7 @@ func (c *Correlator) translated(e *trace.Event) bool {
 // created takes a NEW: to the oldest pick that lacks one, or it waits for its
 // pick.
 func (c *Correlator) created(e *trace.Event) {
-	if !c.translated(e) {
+	if !c.translated(e) && !c.decider.serves(e.Tuple) {
 		return
 	}
 	newest := c.find(e.Tuple)

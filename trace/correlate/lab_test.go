@@ -79,7 +79,7 @@ func view(from time.Time, walks *int, endpoints map[proxy.PortName][]netip.AddrP
 		Nodes: map[netip.Addr]string{nodeAddr: "node1"},
 	}
 	for name, eps := range endpoints {
-		sv := proxy.Service{Name: name, ClusterIP: ap(vips[name]).Addr()}
+		sv := proxy.Service{Name: name, ClusterIP: ap(vips[name]).Addr(), Port: ap(vips[name]).Port()}
 		for _, ep := range eps {
 			e := proxy.Endpoint{Addr: ep, Ready: true}
 			if ep == ep1 {

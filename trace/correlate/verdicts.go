@@ -35,7 +35,7 @@ func (c *Correlator) holdOver(r *rec) {
 // judge shows a held record without a decision, if it belongs to a Service.
 func (c *Correlator) judge(r *rec) {
 	f := r.f
-	if !c.recognise(f, r.seenTime, f.Reply, r.goneStatus&conntrack.SrcNAT != 0) && !c.untranslatedEntry(r) {
+	if !c.untranslatedEntry(r) && !c.recognise(f, r.seenTime, f.Reply, r.goneStatus&conntrack.SrcNAT != 0) {
 		c.stats.foreign.Add(1)
 		c.remove(r)
 		return

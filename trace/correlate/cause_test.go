@@ -1,0 +1,196 @@
+package correlate_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/correlate"
+)
+
+// failedFor wants the only flow to have failed for a reason, and its cause to say so.
+func (l *lab) failedFor(reason trace.Reason, says string) {
+	l.t.Helper()
+	f := l.only()
+	if f.Reason != reason || !strings.Contains(f.Cause, says) {
+		l.t.Errorf("got %s for %q (%s), want %q (%s)", f.Outcome, f.Reason, f.Cause, reason, says)
+	}
+}
+
+// without is a generation in which an endpoint of foo is no more.
+func (l *lab) without(ep netip.AddrPort, from time.Time) {
+	eps := endpoints()
+	var kept []netip.AddrPort
+	for _, e := range eps[foo] {
+		if e != ep {
+			kept = append(kept, e)
+		}
+	}
+	eps[foo] = kept
+	l.views = append([]*proxy.View{view(from, &l.walks, eps)}, l.views...)
+}
+
+func TestCauseOfEndpoint(t *testing.T) {
+	t.Run("it had left before", func(t *testing.T) {
+		l := newLab(t, nil)
+		l.without(ep1, time.Unix(0, l.now))
+		l.pass(70 * time.Millisecond)
+		l.conn(foo, pod, ep1).pick().new().rstIn()
+		l.failedFor(trace.RulesBehind, "70ms before")
+	})
+	t.Run("it leaves meanwhile", func(t *testing.T) {
+		l := newLab(t, nil)
+		k := l.conn(foo, pod, ep1).pick().new()
+		l.wait(500 * time.Millisecond)
+		l.without(ep1, time.Unix(0, l.now))
+		l.wait(700 * time.Millisecond)
+		k.syn()
+		l.failedFor(trace.EndpointGone, "500ms after the connection began")
+	})
+	t.Run("it terminates", func(t *testing.T) {
+		l := newLab(t, nil)
+		for i := range l.views[0].Snapshot.Services {
+			for j := range l.views[0].Snapshot.Services[i].Endpoints {
+				l.views[0].Snapshot.Services[i].Endpoints[j].Terminating = true
+			}
+		}
+		l.conn(foo, pod, ep1).pick().new().rstIn()
+		l.failedFor(trace.EndpointTerminating, "")
+	})
+	t.Run("affinity keeps the client there", func(t *testing.T) {
+		l := newLab(t, nil)
+		l.conn(sticky, pod, ep1).miss().pick().new().rstIn()
+		l.failedFor(trace.EndpointRefused, "")
+		l.flows = map[trace.FlowID]*trace.Flow{}
+		l.wait(time.Second)
+		k := l.conn(sticky, "10.244.1.5:41000", ep1)
+		k.isn = 7000
+		k.pick().new().rstIn()
+		l.failedFor(trace.AffinityDead, "endpoint-refused")
+	})
+	t.Run("nothing but the refusal is known", func(t *testing.T) {
+		l := newLab(t, nil)
+		l.conn(foo, pod, ep1).pick().new().rstIn()
+		l.failedFor(trace.EndpointRefused, "")
+	})
+	t.Run("a pod is sent to itself", func(t *testing.T) {
+		l := newLab(t, nil)
+		l.conn(foo, "10.244.1.2:4000", ep1).pick().new()
+		l.wait(1200 * time.Millisecond)
+		l.failedFor(trace.Hairpin, "")
+	})
+}
+
+func TestCauseOnNode(t *testing.T) {
+	var asked []*trace.Flow
+	inquire := func(c *correlate.Config) { c.Inquire = func(f *trace.Flow) { asked = append(asked, f) } }
+	t.Run("the packet never left", func(t *testing.T) {
+		asked = nil
+		l := newLab(t, inquire)
+		k := l.conn(foo, pod, ep1).pick()
+		l.wait(1100 * time.Millisecond)
+		l.failedFor(trace.DroppedOnNode, "")
+		if len(asked) != 1 {
+			t.Fatalf("asked %d times", len(asked))
+		}
+		l.c.Explain(asked[0].ID, asked[0].Tuple, trace.DroppedByRule, "rule 1 of filter/FORWARD")
+		l.failedFor(trace.DroppedByRule, "rule 1")
+		k.syn()
+		l.wait(40 * time.Second)
+		l.failedFor(trace.DroppedByRule, "rule 1") // and stays so
+		if len(asked) != 1 {
+			t.Errorf("asked %d times", len(asked))
+		}
+	})
+	t.Run("its entry was there after all", func(t *testing.T) {
+		asked = nil
+		l := newLab(t, inquire)
+		k := l.conn(foo, pod, ep1).pick()
+		l.wait(1100 * time.Millisecond)
+		k.new()
+		l.c.Explain(asked[0].ID, asked[0].Tuple, trace.DroppedByRule, "rule 1 of filter/FORWARD")
+		k.syn()
+		l.failedFor(trace.SynUnanswered, "")
+	})
+	t.Run("the entry's event may have been lost", func(t *testing.T) {
+		asked = nil
+		l := newLab(t, inquire)
+		l.conn(foo, pod, ep1).pick()
+		l.c.Lost(trace.Loss{Source: trace.Conntrack, Events: 1, From: l.now, To: l.now + int64(time.Second)})
+		l.wait(1100 * time.Millisecond)
+		if f := l.only(); f.Reason == trace.DroppedOnNode || len(asked) > 0 {
+			t.Errorf("got %s", f.Reason)
+		}
+	})
+	t.Run("the node itself refuses", func(t *testing.T) {
+		asked = nil
+		l := newLab(t, inquire)
+		k := l.conn(foo, pod, ep1).pick()
+		e := k.event(trace.KindRst, k.reply())
+		e.TCPSeq, e.TCPAck, e.Hook = 0, k.isn+1, 3
+		k.send(e)
+		l.failedFor(trace.DroppedByRule, "")
+		if len(asked) != 1 {
+			t.Errorf("asked %d times", len(asked))
+		}
+	})
+	t.Run("the answer is lost", func(t *testing.T) {
+		l := newLab(t, nil)
+		k := l.conn(foo, pod, ep1).pick().new().synack()
+		l.wait(time.Second)
+		k.syn() // might have crossed it
+		if f := l.only(); f.Outcome != trace.Open {
+			t.Errorf("after one more SYN: %s", f.Outcome)
+		}
+		l.wait(2 * time.Second)
+		k.syn()
+		l.wait(time.Second)
+		l.failedFor(trace.ReplyLost, "")
+		l.wait(40 * time.Second)
+		l.failedFor(trace.ReplyLost, "")
+	})
+	t.Run("the entry is older than the rules", func(t *testing.T) {
+		l := newLab(t, nil)
+		k := l.conn(dns, pod, ap(vips[dns])) // answers would come from the Service itself
+		k.new()
+		l.wait(3 * time.Second)
+		l.failedFor(trace.Untranslated, "")
+	})
+	t.Run("the entry expired", func(t *testing.T) {
+		l := newLab(t, nil)
+		k := l.conn(foo, pod, ep1).pick().new().synack()
+		l.wait(time.Minute)
+		k.destroy(answered, state(conntrack.TCPEstablished), packets(3, 2))
+		l.wait(time.Second)
+		if f := l.only(); f.Outcome != trace.Closed || f.Reason != trace.IdleExpired {
+			t.Errorf("got %s %s", f.Outcome, f.Reason)
+		}
+	})
+}
+
+func TestCauseOfNoEndpoints(t *testing.T) {
+	for name, c := range map[string]struct {
+		edit func(*proxy.Service)
+		want trace.Reason
+	}{
+		"none":          {func(*proxy.Service) {}, trace.NoEndpoints},
+		"not ready":     {func(s *proxy.Service) { s.Endpoints = []proxy.Endpoint{{Addr: ep1}, {Addr: ep2}} }, trace.EndpointsNotReady},
+		"of other name": {func(s *proxy.Service) { s.OtherPorts = []string{"web/TCP"} }, trace.PortMismatch},
+		"ready by now":  {func(s *proxy.Service) { s.Endpoints = []proxy.Endpoint{{Addr: ep1, Ready: true}} }, trace.NoEndpoints},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, nil)
+			for i := range l.views[0].Snapshot.Services {
+				if s := &l.views[0].Snapshot.Services[i]; s.Name == empty {
+					c.edit(s)
+				}
+			}
+			l.conn(empty, pod, netip.AddrPort{}).refuse(trace.KindReject, "no-endpoints")
+			l.failedFor(c.want, "")
+		})
+	}
+}
