@@ -273,6 +273,7 @@ func (f *stackFlags) judge(ctx context.Context, cmd *cobra.Command, s *stack.Sta
 	}
 	results = append(results, s.CheckPrometheus(ctx, reports.all(), f.lab.mode, []string{"dead"}, []string{silent})...)
 	if stack.HasTracing() {
+		results = append(results, s.CheckExemplars(ctx)...)
 		results = append(results, s.CheckTracing(ctx, reports.all(), f.joined())...)
 	}
 	if ctx.Err() != nil {

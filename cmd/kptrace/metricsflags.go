@@ -43,8 +43,12 @@ func (f *metricsFlags) add(cmd *cobra.Command) {
 	fl.StringSliceVar(&f.clientAllow, "metrics-client-allow", nil, "only for clients that match, as shop/*,10.1.2.3")
 	fl.DurationVar(&f.staleAfter, "metrics-stale-after", 5*time.Minute, "drop an endpoint's series this long after it left its Service")
 	fl.DurationVar(&f.checkEvery, "metrics-check-every", 5*time.Minute, "compare the kernel with what it should have this often, as kptrace check does; 0 is never")
-	fl.DurationVar(&f.eventsAfter, "failure-events-after", 0, "record a Kubernetes Event at the Service and the pod once most connections have failed for this long, as 3m; 0 is never")
 	_ = cmd.RegisterFlagCompletionFunc("metrics-histograms", cobra.FixedCompletions(scopes, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// addEvents adds the flag for whoever can write Events.
+func (f *metricsFlags) addEvents(cmd *cobra.Command) {
+	cmd.Flags().DurationVar(&f.eventsAfter, "failure-events-after", 0, "record a Kubernetes Event at the Service and the pod once most connections have failed for this long, as 3m; 0 is never")
 }
 
 func (f *metricsFlags) config() (prom.FlowConfig, error) {

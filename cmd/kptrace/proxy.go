@@ -121,6 +121,7 @@ A start in one mode removes the rules of others.`,
 	fl.BoolVar(&f.verbose, "verbose", false, "log every sync")
 	fl.IntVar(&f.historyFailures, "history-failures", 10_000, "failed connections to keep")
 	f.metrics.add(cmd)
+	f.metrics.addEvents(cmd)
 	f.otlp.add(cmd)
 	fl.IntVar(&f.historySuccesses, "history-successes", 10_000, "other connections to keep")
 	return cmd
