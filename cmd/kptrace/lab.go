@@ -39,7 +39,7 @@ it ends, however it ends.`,
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newLabRunCmd(), newLabUpCmd(), newLabStackCmd(), newLabExecCmd(), newLabGetCmd(), newLabFaultCmd(), newLabIncidentCmd(),
+	cmd.AddCommand(newLabRunCmd(), newLabCompareCmd(), newLabUpCmd(), newLabStackCmd(), newLabExecCmd(), newLabGetCmd(), newLabFaultCmd(), newLabIncidentCmd(),
 		newLabStatusCmd(), newLabDownCmd(), newLabPodCmd(), newLabLoadCmd(), newLabServeCmd())
 	return cmd
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strconv"
 	"sync"
@@ -21,9 +22,10 @@ const (
 	maxReroutes = 64
 	// rerouteRate is how many connections are moved in a second at most, after
 	// a first burst of maxReroutes.
-	rerouteRate = 32
-	// rerouteLife is how long a connection's rules stay: for the SYNs that a
-	// client sends within it, 1, 3 and 7 s after the first (RFC 6298).
+	rerouteRate = 128
+	// rerouteLife is how long a connection's rules stay at most, for the SYNs
+	// that a client sends 1, 3 and 7 s after the first (RFC 6298). They go as
+	// soon as one of them has used them.
 	rerouteLife = 8 * time.Second
 )
 
@@ -50,7 +52,8 @@ type rerouting struct {
 type rerouted struct {
 	tuple conntrack.Tuple
 	tries int
-	chain string // of the endpoint it leads to
+	to    netip.AddrPort // the endpoint it leads to
+	chain string         // and its chain
 	rules []string
 	until time.Time
 }
@@ -141,7 +144,7 @@ func (b *Backend) plan(p *program, s *proxy.Stuck) (r rerouted, ok bool) {
 	to := others[rand.IntN(len(others))]
 	r = rerouted{
 		tuple: t, tries: len(s.Tried), until: time.Now().Add(rerouteLife),
-		chain: prefixEndpoint + endpointHash(out.Service, to.Endpoint),
+		to: to.Endpoint, chain: prefixEndpoint + endpointHash(out.Service, to.Endpoint),
 	}
 	match := line(from(host(src.Addr())), "-d "+host(dst.Addr()).String(), "-p tcp -m tcp --sport "+strconv.Itoa(int(src.Port()))+
 		" --dport "+strconv.Itoa(int(dst.Port())))
@@ -233,7 +236,7 @@ func (b *Backend) ReapReroutes(ctx context.Context, now time.Time) error {
 
 func (b *Backend) expireReroutes(now time.Time) (some bool) {
 	before := len(b.reroute.moved)
-	b.reroute.moved = slices.DeleteFunc(b.reroute.moved, func(r rerouted) bool { return now.After(r.until) })
+	b.reroute.moved = slices.DeleteFunc(b.reroute.moved, func(r rerouted) bool { return now.After(r.until) || b.followed(&r) })
 	b.reroute.mu.Lock()
 	defer b.reroute.mu.Unlock()
 	for t, at := range b.reroute.deleted {
@@ -242,6 +245,16 @@ func (b *Backend) expireReroutes(now time.Time) (some bool) {
 		}
 	}
 	return len(b.reroute.moved) < before
+}
+
+// followed reports whether a connection went where its rules lead, after which
+// it needs them no more: its entry says so.
+func (b *Backend) followed(r *rerouted) bool {
+	if b.reroute.table == nil {
+		return false
+	}
+	f, err := b.reroute.table.Get(r.tuple)
+	return err == nil && f.Orig == r.tuple && f.Reply.Src() == r.to
 }
 
 // leaveChains takes the rules away that lead to chains which p has not, so that
