@@ -2,8 +2,10 @@ package lab
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
+	"net/netip"
 	"regexp"
 	"strings"
 	"text/tabwriter"
@@ -43,6 +45,43 @@ func Cases(modes []proxy.Mode) []Case {
 		}
 	}
 	return out
+}
+
+// Load is a client that connects to Target, sends a request, waits for the answer
+// and the end.
+type Load struct {
+	Target netip.AddrPort
+	// Conns ends it after so many connections, Duration after that time.
+	Conns    int
+	Duration time.Duration
+	// Concurrency is how many may be open at once, Rate how many begin in a
+	// second, zero as many as can be; Patience is how long each may take.
+	Concurrency int
+	Rate        float64
+	Patience    time.Duration
+}
+
+// LoadResult is what a Load came to: connections that were answered and that
+// were not.
+type LoadResult struct {
+	Done, Failed int
+	PerSecond    float64
+}
+
+// CompareConfig says how to measure a Case.
+type CompareConfig struct {
+	// Lab is the lab without a scenario; ProxyArgs must not name a mode.
+	Lab Config
+	// Load makes connections from the calling thread's network namespace.
+	Load func(context.Context, Load) (LoadResult, error)
+	// Connections are made at Rate a second. Fast is how long connections are
+	// made as fast as can be, Bulk how many bytes are moved.
+	Connections int
+	Rate        float64
+	Fast        time.Duration
+	Bulk        int64
+	// Ready is how long the node may take to be ready.
+	Ready time.Duration
 }
 
 // Comparison is what a comparison comes to. Its JSON names are API.

@@ -17,24 +17,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/kptrace/kptrace/lab/load"
 	"github.com/kptrace/kptrace/proxy/kube/manifests"
 	"github.com/kptrace/kptrace/trace"
 )
-
-// CompareConfig says how to measure a Case.
-type CompareConfig struct {
-	// Lab is the lab without a scenario; ProxyArgs must not name a mode.
-	Lab Config
-	// Connections are made at Rate a second. Fast is how long connections are
-	// made as fast as can be, Bulk how many bytes are moved.
-	Connections int
-	Rate        float64
-	Fast        time.Duration
-	Bulk        int64
-	// Ready is how long the node may take to be ready.
-	Ready time.Duration
-}
 
 const (
 	compareClient = "pod/shop/client"
@@ -109,16 +94,13 @@ func paced(ctx context.Context, l *Lab, cfg CompareConfig, row *ModeCase) error 
 		case <-groupCtx.Done():
 			return nil
 		}
-		r, err := loadFrom(ctx, l, load.Config{
+		r, err := loadFrom(ctx, l, cfg, Load{
 			Conns: cfg.Connections, Rate: cfg.Rate, Concurrency: cfg.Connections, Patience: compareWait,
 		})
 		if err != nil {
 			return err
 		}
-		for _, n := range r.Errors {
-			row.Failed += n
-		}
-		row.Connections = r.Done + row.Failed
+		row.Failed, row.Connections = r.Failed, r.Done+r.Failed
 		// The last ones are told of a moment later.
 		select {
 		case <-time.After(1500 * time.Millisecond):
@@ -142,10 +124,10 @@ func paced(ctx context.Context, l *Lab, cfg CompareConfig, row *ModeCase) error 
 }
 
 // loadFrom runs load in the client's namespace.
-func loadFrom(ctx context.Context, l *Lab, cfg load.Config) (r load.Result, err error) {
-	cfg.Target = netip.MustParseAddrPort("10.96.0.10:80")
+func loadFrom(ctx context.Context, l *Lab, cfg CompareConfig, what Load) (r LoadResult, err error) {
+	what.Target = netip.MustParseAddrPort("10.96.0.10:80")
 	err = l.Do(compareClient, func() (err error) {
-		r, err = load.Run(ctx, cfg)
+		r, err = cfg.Load(ctx, what)
 		return err
 	})
 	return r, err
@@ -157,7 +139,7 @@ func fast(ctx context.Context, l *Lab, cfg CompareConfig, row *ModeCase) error {
 	if err != nil {
 		return err
 	}
-	r, err := loadFrom(ctx, l, load.Config{Duration: cfg.Fast, Concurrency: 32, Patience: compareWait})
+	r, err := loadFrom(ctx, l, cfg, Load{Duration: cfg.Fast, Concurrency: 32, Patience: compareWait})
 	if err != nil {
 		return err
 	}

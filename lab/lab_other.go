@@ -120,15 +120,5 @@ func (*Control) Exec(context.Context, string, []string, [3]*os.File) (int, error
 	return -1, errLinux
 }
 
-// CompareConfig says how to measure a Case.
-type CompareConfig struct {
-	Lab         Config
-	Connections int
-	Rate        float64
-	Fast        time.Duration
-	Bulk        int64
-	Ready       time.Duration
-}
-
 // Compare fails: only Linux has network namespaces.
 func Compare(context.Context, CompareConfig, Case) (ModeCase, error) { return ModeCase{}, errLinux }

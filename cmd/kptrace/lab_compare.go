@@ -14,6 +14,7 @@ import (
 
 	"github.com/kptrace/kptrace/internal/umlguest"
 	"github.com/kptrace/kptrace/lab"
+	"github.com/kptrace/kptrace/lab/load"
 	"github.com/kptrace/kptrace/proxy"
 )
 
@@ -98,7 +99,7 @@ func compareModes(cmd *cobra.Command, names []string, f *labFlags) ([]proxy.Mode
 func compareLab(ctx context.Context, cmd *cobra.Command, cfg lab.CompareConfig, f *labFlags, modes []proxy.Mode, asJSON bool) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
 	defer stop()
-	cfg.Ready = startPatience()
+	cfg.Ready, cfg.Load = startPatience(), runLoad
 	cfg.Lab = lab.Config{SocketDir: labSockets("compare"), ProxyArgs: []string{"--iptables-flavour", f.flavour}}
 	if umlguest.Inside() { // everything takes longer there
 		cfg.Rate, cfg.Bulk = min(cfg.Rate, 60), cfg.Bulk/8
@@ -121,6 +122,18 @@ func compareLab(ctx context.Context, cmd *cobra.Command, cfg lab.CompareConfig, 
 		return json.NewEncoder(cmd.OutOrStdout()).Encode(&result)
 	}
 	return result.WriteText(cmd.OutOrStdout())
+}
+
+// runLoad is the client of comparisons.
+func runLoad(ctx context.Context, l lab.Load) (lab.LoadResult, error) {
+	r, err := load.Run(ctx, load.Config{
+		Target: l.Target, Conns: l.Conns, Duration: l.Duration, Concurrency: l.Concurrency, Rate: l.Rate, Patience: l.Patience,
+	})
+	out := lab.LoadResult{Done: r.Done, PerSecond: r.PerSecond}
+	for _, n := range r.Errors {
+		out.Failed += n
+	}
+	return out, err
 }
 
 // kernelRelease is what uname -r says.

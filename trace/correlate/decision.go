@@ -137,8 +137,8 @@ func (c *Correlator) recognise(f *trace.Flow, time int64, reply conntrack.Tuple,
 	w, _ := c.decider.at(time, t, fromNode, func(w *walked) bool {
 		return w.effect == proxy.Forward && w.find(endpoint) != nil
 	})
-	if w == nil || w.effect == proxy.Pass {
-		return false
+	if w == nil || w.effect == proxy.Pass || w.view.Mode == proxy.Userspace {
+		return false // in userspace mode the proxy tells, however late
 	}
 	f.Client = w.client
 	f.Client.Addr = t.Src()
