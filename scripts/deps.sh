@@ -183,7 +183,7 @@ tracers)
 "")
 	kptrace_has go || die "missing: Go 1.26 or newer"
 	# shellcheck disable=SC2086 # a list of words
-	provided $kptrace_tools || provide iptables ipset
+	provided $kptrace_tools || provide iptables ipset nftables
 	# A kernel with IPVS, SCTP and dummy devices, where this one lacks them;
 	# there is one for x86 only.
 	case $(uname -m) in

@@ -13,7 +13,7 @@
 # shellcheck shell=sh
 
 # What each tool cache must offer; the first three are the whole iptables.
-kptrace_tools="iptables-nft-restore iptables-nft-save iptables-legacy-restore iptables-legacy-save ipset"
+kptrace_tools="iptables-nft-restore iptables-nft-save iptables-legacy-restore iptables-legacy-save ipset nft"
 # The kernel that runs IPVS as an ordinary process.
 kptrace_guest=linux.uml
 # What scrapes the metrics, and judges rules about them.

@@ -182,9 +182,14 @@ func TestPackets(t *testing.T) {
 // serve answers each connection to an address in a namespace with the address.
 func serve(t *testing.T, ns *netns.NS, ip string) netip.AddrPort {
 	t.Helper()
+	return serveAt(t, ns, ip+":0")
+}
+
+func serveAt(t *testing.T, ns *netns.NS, at string) netip.AddrPort {
+	t.Helper()
 	var l net.Listener
 	err := ns.Do(func() (err error) {
-		l, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp", ip+":0")
+		l, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp", at)
 		return err
 	})
 	if err != nil {

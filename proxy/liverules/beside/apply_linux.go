@@ -168,6 +168,11 @@ func (b *Backend) Cleanup(ctx context.Context) error {
 			for i := range did.Failed {
 				errs = append(errs, &did.Failed[i])
 			}
+			// iptables-legacy cannot remove a table.
+			if fl == xtables.NFT && !b.mangle[fa] && len(did.Failed) == 0 {
+				_, err := xtables.RemoveEmptyTable(fa, "mangle")
+				errs = append(errs, err)
+			}
 		}
 	}
 	for _, base := range []string{setVirtual, setReal} {

@@ -25,6 +25,8 @@ type Backend struct {
 	// held are the members that our sets are known to have, nil if nothing is
 	// known.
 	held map[member]bool
+	// mangle has the families whose table mangle was there before our rules.
+	mangle map[xtables.Family]bool
 }
 
 var (
@@ -40,6 +42,8 @@ type sight struct {
 	found    string
 	families []xtables.Family
 	rulesets []*xtables.Ruleset
+	// mangle has the families that have a table mangle.
+	mangle map[xtables.Family]bool
 }
 
 // New returns a Backend that has not looked.
@@ -73,6 +77,7 @@ func (b *Backend) Preflight(ctx context.Context) (flavour, reason string, err er
 		return "", "", fmt.Errorf("proxy/beside: %w", err)
 	}
 	b.seen.Store(s)
+	b.mangle = s.mangle
 	return fl.String(), s.found, nil
 }
 
@@ -104,7 +109,7 @@ func (b *Backend) choose(ctx context.Context) (xtables.Flavour, error) {
 
 // look reads the rules of both families.
 func (b *Backend) look(ctx context.Context) (*sight, error) {
-	s := &sight{}
+	s := &sight{mangle: map[xtables.Family]bool{}}
 	var failed []error
 	for _, fa := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
 		rs, err := b.cfg.Tools.Save(ctx, b.flavour, fa, "", false)
@@ -116,6 +121,7 @@ func (b *Backend) look(ctx context.Context) (*sight, error) {
 			continue
 		}
 		s.families = append(s.families, fa)
+		s.mangle[fa] = rs.Table("mangle") != nil
 		if len(xtables.LiveKube(rs)) > 0 {
 			s.rulesets = append(s.rulesets, rs)
 		}
