@@ -19,7 +19,9 @@ import (
 
 	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/check"
+	"github.com/kptrace/kptrace/trace/source/ipvs"
 )
 
 // Inspect reads from this network namespace what a check looks at: the rules of
@@ -66,7 +68,7 @@ func Inspect(ctx context.Context) (s *check.State, notes []string, err error) {
 			s.Sysctls[name] = v
 		}
 	}
-	s.VirtualServers = virtualServers()
+	s.VirtualServers, s.Balanced = virtualServers()
 	return s, notes, nil
 }
 
@@ -184,20 +186,27 @@ func readLists(s *check.State) error {
 	return nil
 }
 
-// virtualServers counts those of IPVS, 0 where there is no IPVS.
-func virtualServers() int {
+// virtualServers counts those of IPVS and lists their servers; 0 where there is
+// no IPVS.
+func virtualServers() (n int, servers []check.Balanced) {
 	b, err := os.ReadFile("/proc/thread-self/net/ip_vs")
 	if err != nil {
-		return 0
+		return 0, nil
 	}
-	n := 0
 	for line := range strings.Lines(string(b)) {
 		switch first, _, _ := strings.Cut(line, " "); first {
 		case "TCP", "UDP", "SCTP", "FWM":
 			n++
 		}
 	}
-	return n
+	for _, e := range ipvs.NewDecoder().Decode(trace.Frame{Data: b}, nil) {
+		if e.Kind == trace.KindServer {
+			servers = append(servers, check.Balanced{
+				Proto: e.Tuple.Proto(), Virtual: e.Tuple.Dst(), Server: e.Tuple.Src(), Forwarding: e.IPVS.Method,
+			})
+		}
+	}
+	return n, servers
 }
 
 // route finds by the kernel's routes which interface a packet goes out by.

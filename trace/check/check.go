@@ -94,6 +94,8 @@ type State struct {
 	// how many IPVS has.
 	NFTables       []string
 	VirtualServers int
+	// Balanced are their servers.
+	Balanced []Balanced
 }
 
 // Options choose among findings.
@@ -111,6 +113,7 @@ func Run(s *State, o Options) []Finding {
 	c.services()
 	c.exact()
 	c.settings()
+	c.forwarding()
 	c.tables()
 	c.findings = slices.DeleteFunc(c.findings, func(f Finding) bool { return o.ignores(&f) })
 	slices.SortStableFunc(c.findings, func(a, b Finding) int {

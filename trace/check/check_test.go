@@ -14,6 +14,7 @@ import (
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/iptables"
 	"github.com/kptrace/kptrace/proxy/proxytest"
+	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/check"
 )
 
@@ -143,6 +144,13 @@ func TestFindings(t *testing.T) {
 		{"near full", "conntrack-near-full", "85 %", func(_ *testing.T, s *check.State, _ string) { s.Counters.Entries = 85 }},
 		{"clash", "conntrack-clash", "7 first packets", func(_ *testing.T, s *check.State, _ string) { s.Counters.InsertFailed = 7 }},
 		{"ipvs too", "two-proxies", "3 virtual servers", func(_ *testing.T, s *check.State, _ string) { s.VirtualServers = 3 }},
+		{"direct routing", "not-nat", "10.244.1.2:8080 by direct routing", func(_ *testing.T, s *check.State, _ string) {
+			at := netip.MustParseAddrPort
+			s.Balanced = []check.Balanced{
+				{Proto: conntrack.TCP, Virtual: at("10.96.0.10:80"), Server: at("10.244.1.1:8080"), Forwarding: trace.ForwardNAT},
+				{Proto: conntrack.TCP, Virtual: at("10.96.0.10:80"), Server: at("10.244.1.2:8080"), Forwarding: trace.ForwardDirect},
+			}
+		}},
 		{"nftables too", "two-proxies", "nf_tables", func(_ *testing.T, s *check.State, _ string) { s.NFTables = []string{"ip kube-proxy"} }},
 		{"kube-ipvs0", "mode-leftover", "another mode", func(_ *testing.T, s *check.State, _ string) { s.Links = []string{"lo", "kube-ipvs0"} }},
 		{"other flavour", "both-flavours", "iptables-legacy", func(t *testing.T, s *check.State, text string) {

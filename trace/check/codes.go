@@ -36,6 +36,7 @@ func Codes() []Code {
 		{"both-flavours", Breaks, "both flavours of iptables have live rules of a kube-proxy"},
 		{"both-flavours-used", Note, "both flavours of iptables have rules, and every packet passes both"},
 		{"two-proxies", Breaks, "two proxies program Services on this node"},
+		{"not-nat", Breaks, "IPVS reaches a server otherwise than by NAT, so that the pod gets packets for an address it does not have"},
 		{"mode-leftover", Risk, "rules or devices of another mode of kube-proxy are left"},
 		{"ip-forward", Breaks, "the node does not forward packets"},
 		{"rp-filter", Note, "strict reverse path filtering drops replies that come back by another interface"},
