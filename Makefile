@@ -10,7 +10,7 @@
 #   PREFIX, DESTDIR       where install puts the binary
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test e2e stack lint bench bench-sync bench-ipvs bench-trace fuzz generate install clean
+.PHONY: help deps build demo test e2e stack lint bench bench-sync bench-ipvs bench-sets bench-trace fuzz generate install clean
 
 # Every command sees the tools that deps set up; cgo is never used. -trimpath
 # makes the build cache independent of where the clone and the modules lie.
@@ -58,6 +58,9 @@ bench-ipvs: deps build ## mode ipvs beside upstream's at 1,000 Services, in a gu
 
 bench-trace: deps ## 4,000 connections traced rule by rule, beside what Debian has for that, about 1 min
 	@scripts/deps.sh tracers && $(ENV) go test -tags benchtrace -count=1 -run 'TestBenchTrace$$' -v ./node | sed -n 's/^ *benchtrace[^ ]*: //p; /^---* FAIL/p'
+
+bench-sets: deps ## many source ranges as plain rules and as an ipset, as root, about 1 min; QUICK=1 sees that it works
+	@$(ENV) go run ./test/benchsets $(if $(QUICK),-quick)
 
 fuzz: ## every fuzz target for FUZZTIME
 	@scripts/fuzz.sh

@@ -93,8 +93,12 @@ func (c *chain) diff(h having) (Change, bool) {
 // without returns the rules in a that are not in b.
 func without(a, b []string) []string {
 	var out []string
+	in := make(map[string]bool, len(b)) // a Service may have 20,000 source ranges
+	for _, s := range b {
+		in[s] = true
+	}
 	for _, s := range a {
-		if !slices.Contains(b, s) {
+		if !in[s] {
 			out = append(out, s)
 		}
 	}
