@@ -20,15 +20,16 @@ import (
 	"github.com/kptrace/kptrace/trace/explain"
 )
 
-// randomServices writes Services in proxytest's words.
-func randomServices(r *rand.Rand) string {
+// randomServices writes Services in proxytest's words. Names differ from round to
+// round, for the kernel remembers the clients of an endpoint by its name.
+func randomServices(r *rand.Rand, round int) string {
 	var b strings.Builder
 	for i := range 2 + r.IntN(4) {
 		proto, port, target := "tcp", 80, "8080"
 		if r.IntN(4) == 0 {
 			proto, port, target = "udp", 53, "5353"
 		}
-		fmt.Fprintf(&b, "shop/s%d:p %s 10.96.3.%d:%d", i, proto, 10+i, port)
+		fmt.Fprintf(&b, "shop/r%ds%d:p %s 10.96.3.%d:%d", round, i, proto, 10+i, port)
 		if r.IntN(2) == 0 {
 			fmt.Fprintf(&b, " nodeport=%d", 30100+i)
 		}
@@ -169,7 +170,7 @@ func TestPredictedIsObserved(t *testing.T) {
 			rig := newPathRig(t, w.Node, fl, false)
 			port, n := uint16(20000), 0
 			for round := range 8 {
-				text := randomServices(r)
+				text := randomServices(r, round)
 				setup := proxytest.Setup{Snapshot: proxytest.Services(text), MasqueradeAll: r.IntN(4) == 0}
 				if r.IntN(4) > 0 {
 					setup.ClusterCIDR = proxytest.ClusterCIDR

@@ -119,7 +119,7 @@ func (a *attached) close() {
 	}
 }
 
-func (s *Source) attach(inum uint32) (a *attached, err error) {
+func (s *Source) attach(inum uint32) (_ *attached, err error) {
 	spec, err := btf.LoadKernelSpec()
 	if err != nil {
 		return nil, fmt.Errorf("drop: this kernel does not describe itself (CONFIG_DEBUG_INFO_BTF): %w", err)
@@ -128,7 +128,7 @@ func (s *Source) attach(inum uint32) (a *attached, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a = &attached{}
+	a := &attached{}
 	defer func() {
 		if err != nil {
 			a.close()
