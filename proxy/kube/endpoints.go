@@ -22,6 +22,7 @@ func (p *part) endpoints(s *proxy.Service, all []*discoveryv1.EndpointSlice) {
 		}
 	}
 	if total == 0 {
+		s.OtherPorts = otherPorts(s, all)
 		return
 	}
 	list := make([]proxy.Endpoint, 0, total)
@@ -49,7 +50,6 @@ func (p *part) endpoints(s *proxy.Service, all []*discoveryv1.EndpointSlice) {
 		}
 	}
 	if len(list) == 0 {
-		s.OtherPorts = otherPorts(s, all)
 		return
 	}
 	// By their text, as kube-proxy has them.

@@ -141,6 +141,7 @@ func (c *Correlator) retry(r, waiting *rec, e *trace.Event) {
 	if r.newSeen && !r.destroyed {
 		r.oldEntries++
 	}
+	r.inquired, r.settled, r.told = false, false, trace.NoReason
 	// What ended was the attempt before.
 	r.destroyed, r.gone, r.newSeen, r.counted, r.replyWait, r.holdDue = false, false, false, false, false, 0
 	f.Counted, f.Out, f.In = false, conntrack.Counters{}, conntrack.Counters{}
