@@ -106,8 +106,28 @@ func shared(rule string) bool {
 	return false
 }
 
+// chainLocalnet is where the iptables mode guards 127.0.0.0/8, and so does the
+// kubelet.
+const chainLocalnet = "KUBE-FIREWALL"
+
+// unguarded reports whether the guard of 127.0.0.0/8 is the iptables mode's alone.
+// It goes with everything else; until then it stays, as the setting does that
+// makes it necessary.
+func unguarded(have *xtables.Ruleset) bool {
+	c := have.Chain("filter", chainLocalnet)
+	if c == nil || have.Chain("mangle", "KUBE-KUBELET-CANARY") != nil || have.Chain("mangle", "KUBE-IPTABLES-HINT") != nil {
+		return false
+	}
+	return len(c.Rules) == 0 || len(c.Rules) == 1 && c.Rules[0].Target == "DROP" && strings.Contains(c.Rules[0].String(), "block incoming localnet connections")
+}
+
 func (b *Backend) cleanRules(ctx context.Context) error {
-	return b.eachRuleset(ctx, func(have *xtables.Ruleset) (xtables.Plan, []error) { return xtables.Removal(have, ours) })
+	return b.eachRuleset(ctx, func(have *xtables.Ruleset) (xtables.Plan, []error) {
+		firewall := unguarded(have)
+		return xtables.Removal(have, func(table, chain string) bool {
+			return ours(table, chain) || firewall && table == "filter" && chain == chainLocalnet
+		})
+	})
 }
 
 // eachRuleset applies what plan makes of the rules of each family and flavour.
