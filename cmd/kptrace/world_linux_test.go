@@ -88,7 +88,7 @@ func (w *world) proxy(flags ...string) *child {
 // synced waits for the first sync of a proxy.
 func (w *world) synced(p *child) {
 	w.t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		if w.askSynced(p.PID()) {
 			return
 		}
@@ -98,7 +98,7 @@ func (w *world) synced(p *child) {
 		default:
 		}
 		if time.Now().After(end) {
-			w.t.Fatalf("the proxy was not ready within 20 s:\n%s", p.err)
+			w.t.Fatalf("the proxy was not ready within a minute:\n%s", p.err)
 		}
 	}
 }
