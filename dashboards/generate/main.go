@@ -55,7 +55,9 @@ func boards() (map[string][]byte, error) {
 	return files, nil
 }
 
-func render(d dashboard.Dashboard) ([]byte, error) {
+// render makes the classic JSON, which every Grafana takes; the model's
+// successor is for the newest alone.
+func render(d dashboard.Dashboard) ([]byte, error) { //nolint:staticcheck // see above
 	for i := range d.Panels {
 		id := uint32(i + 1)
 		if p := d.Panels[i].Panel; p != nil {

@@ -32,9 +32,9 @@ const (
 )
 
 func newBoard(uid, title, about string, services, one bool) *board {
-	b := &board{dashboard.NewDashboardBuilder(title).Uid("kptrace-"+uid).Description(about).
-		Tags([]string{"kptrace", "kubernetes", "networking"}).Editable().
-		Time("now-1h", "now").Refresh("30s").Timezone("browser").Tooltip(dashboard.DashboardCursorSyncCrosshair)}
+	b := &board{dashboard.NewDashboardBuilder(title)} //nolint:staticcheck // see render
+	b.Uid("kptrace-"+uid).Description(about).Tags([]string{"kptrace", "kubernetes", "networking"}).Editable().
+		Time("now-1h", "now").Refresh("30s").Timezone("browser").Tooltip(dashboard.DashboardCursorSyncCrosshair)
 	b.Link(dashboard.NewDashboardLinkBuilder("kptrace").Type(dashboard.DashboardLinkTypeDashboards).
 		Tags([]string{"kptrace"}).IncludeVars(true).KeepTime(true))
 	b.WithVariable(dashboard.NewDatasourceVariableBuilder("datasource").Label("Data source").Type("prometheus"))

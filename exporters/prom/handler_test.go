@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 )
 
@@ -46,5 +47,37 @@ func TestPacked(t *testing.T) {
 	}
 	if _, enc := get("gzip;q=0"); enc != "" {
 		t.Errorf("encoding %q although refused", enc)
+	}
+}
+
+// TestFormats: OpenMetrics carries exemplars, protobuf native histograms beside
+// the classic ones, and each can be left out.
+func TestFormats(t *testing.T) {
+	get := func(cfg FlowConfig, accept string) string {
+		w := busy(t, cfg)
+		req := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+		req.Header.Set("Accept", accept)
+		rec := httptest.NewRecorder()
+		w.e.Handler().ServeHTTP(rec, req)
+		return rec.Body.String()
+	}
+	text := get(FlowConfig{}, "application/openmetrics-text;version=1.0.0")
+	if !strings.HasSuffix(text, "# EOF\n") || !strings.Contains(text, `# {trace_id="`) {
+		t.Errorf("no exemplars, or no end:\n%s", text)
+	}
+	if text := get(FlowConfig{Histograms: HistogramsOff}, "text/plain"); strings.Contains(text, famEstablish+"_bucket") {
+		t.Error("histograms, although off")
+	}
+	for classic, native := range map[bool]bool{false: true, true: false} {
+		w := busy(t, FlowConfig{ClassicOnly: classic})
+		for _, f := range gathered(t, w.e) {
+			if f.GetName() != famEstablish {
+				continue
+			}
+			h := f.GetMetric()[0].GetHistogram()
+			if got := len(h.GetPositiveSpan()) > 0 && h.Schema != nil; got != native || len(h.GetBucket()) != 12 || h.GetSampleCount() != 3 {
+				t.Errorf("classic only %v: native %v, %d buckets, %d values", classic, got, len(h.GetBucket()), h.GetSampleCount())
+			}
+		}
 	}
 }
