@@ -222,6 +222,31 @@ func (p *Program) maybeLocal(f *family) func(netip.Addr) xtables.Tri {
 	}
 }
 
+// set answers for the sets of our own, which say of what to report and decide
+// nothing: they hold the addresses of Services, and their endpoints. Of others
+// the Config tells.
+func (p *Program) set(f *family) func(string, []string, *xtables.Packet) xtables.Tri {
+	return func(name string, dirs []string, pkt *xtables.Packet) xtables.Tri {
+		found := false
+		switch {
+		case strings.HasPrefix(name, "KPTRACE-") && len(dirs) > 0 && dirs[0] == "dst":
+			found = slices.ContainsFunc(f.services, func(s *Service) bool {
+				return slices.ContainsFunc(s.Fronts, func(x Front) bool { return x.Addr == pkt.Dst && x.Port == pkt.DPort })
+			})
+		case strings.HasPrefix(name, "KPTRACE-"):
+			found = f.endpoints[netip.AddrPortFrom(pkt.Src, pkt.SPort)] != nil
+		case p.cfg.Set == nil:
+			return xtables.Unknown
+		default:
+			return p.cfg.Set(name, dirs, pkt)
+		}
+		if found {
+			return xtables.Yes
+		}
+		return xtables.No
+	}
+}
+
 // device tells what can be known of interfaces without a routing table.
 func device(name string, out bool, p *xtables.Packet) xtables.Tri {
 	a := p.Src
@@ -252,7 +277,7 @@ func (p *Program) Leaves(pkt proxy.Packet) []xtables.Leaf {
 	if pkt.Proto == conntrack.TCP {
 		in.TCPFlags = tcpSYN
 	}
-	o := xtables.Oracles{MaybeLocal: p.maybeLocal(f), Set: p.cfg.Set, Recent: p.cfg.Recent, Route: p.cfg.Route, Device: device}
+	o := xtables.Oracles{MaybeLocal: p.maybeLocal(f), Set: p.set(f), Recent: p.cfg.Recent, Route: p.cfg.Route, Device: device}
 	stations := xtables.Received()
 	if pkt.FromNode {
 		in.In = ""
