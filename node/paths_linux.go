@@ -142,7 +142,7 @@ func (p *pathTracer) want(asks []*pathAsk) selection.Want {
 
 // run traces whenever somebody asks, until ctx ends.
 func (p *pathTracer) run(ctx context.Context) {
-	err := selection.Reap(ctx, p.tools)
+	err := guard(func() error { return selection.Reap(ctx, p.tools) })()
 	for _, name := range [...]string{nfLog4, nfLog6} {
 		err = errors.Join(err, p.owner.reset(name))
 	}
@@ -176,7 +176,7 @@ func (p *pathTracer) run(ctx context.Context) {
 
 // undo removes what a run that is over may have left.
 func undoPaths(ctx context.Context) error {
-	return selection.Reap(ctx, xtables.Tools{})
+	return guard(func() error { return selection.Reap(ctx, xtables.Tools{}) })()
 }
 
 // sources are the sources at work.

@@ -20,8 +20,9 @@ func newCleanupCmd() *cobra.Command {
 		Use:   "cleanup",
 		Short: "Remove everything kptrace left on this node, and nothing else",
 		Long: `Remove everything kptrace left in this network namespace, and nothing else: of
-an agent its chains named KPTRACE and its sets; of a proxy the chains it writes in any mode (KUBE-* of kube-proxy and KPTRACE) with the jumps to them,
-and set back the sysctls it changed, if they are still as it made them. Chains
+an agent its chains named KPTRACE and its sets; of a proxy the chains it writes in
+any mode (KUBE-* of kube-proxy, KPTRACE and KPTRACE-PATH) with the jumps to them and
+the sets kptrace-*; and set back the sysctls it changed, if they are still as it made them. Chains
 that kubelet shares stay. Doing it twice does no harm.`,
 		Example: `  # After kill -9, or after SIGTERM, which leaves the rules on purpose
   kptrace cleanup`,

@@ -59,7 +59,8 @@ EndpointSlice, Pod, Node), which is watched: edit a file and the kernel follows.
 An API server that goes away changes nothing: the last state stays in force.
 
 What it changes on the node: chains named KUBE-* and KPTRACE in iptables (mangle,
-nat, filter), and the sysctls that kptrace status lists. SIGTERM leaves the
+nat, filter; in raw while somebody follows paths), and the sysctls that kptrace
+status lists. SIGTERM leaves the
 rules, as kube-proxy does, so that a restart interrupts nothing; Ctrl-C removes
 them and sets the sysctls back, if they are still as kptrace made them. After
 kill -9, the next start takes over, or kptrace cleanup undoes it by hand.
