@@ -34,7 +34,15 @@ type place struct {
 
 func newPlace(t *testing.T, cfg Config) *place {
 	t.Helper()
-	p := &place{t: t, ns: proxytest.NewNS(t)}
+	ns := proxytest.NewNS(t)
+	cfg.Tools.Netns = ns.Fd()
+	return newPlaceIn(t, cfg, ns)
+}
+
+// newPlaceIn makes a place of a namespace.
+func newPlaceIn(t *testing.T, cfg Config, ns *netns.NS) *place {
+	t.Helper()
+	p := &place{t: t, ns: ns}
 	p.must(p.ns.Do(func() error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
@@ -44,7 +52,7 @@ func newPlace(t *testing.T, cfg Config) *place {
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index,
 			Dst: &net.IPNet{IP: dst.Addr().AsSlice(), Mask: net.CIDRMask(dst.Bits(), 32)}})
 	}))
-	cfg.Tools.Netns, cfg.Flavour, cfg.LocalhostNodePorts = p.ns.Fd(), "nft", true
+	cfg.Flavour, cfg.LocalhostNodePorts = "nft", true
 	if cfg.Drain == 0 {
 		cfg.Drain = -1
 	}

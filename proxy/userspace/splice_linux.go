@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pipeBytes is what one splice moves at most: the size of a pipe unless asked
-// for more (pipe(7)).
-const pipeBytes = 64 << 10
+// pipeBytes is what one splice moves at most, and what a pipe is asked to hold.
+// An ordinary user may be refused, and has 64 KiB then (pipe(7)).
+const pipeBytes = 256 << 10
 
 // pipePool keeps the pipes through which splice(2) moves bytes from socket to
 // socket. A direction has one only while there are bytes in it, so idle
@@ -48,6 +48,7 @@ func (p *pipePool) get() *pipe {
 		p.mu.Unlock()
 		return nil
 	}
+	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeBytes)
 	return &pipe{fds[0], fds[1]}
 }
 
