@@ -10,7 +10,7 @@
 #   PREFIX, DESTDIR       where install puts the binary
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test e2e stack lint bench bench-sync bench-ipvs bench-sets bench-trace fuzz generate install clean
+.PHONY: help deps build demo test e2e stack lint bench bench-sync bench-ipvs bench-sets bench-trace bench-userspace fuzz generate install clean
 
 # Every command sees the tools that deps set up; cgo is never used. -trimpath
 # makes the build cache independent of where the clone and the modules lie.
@@ -55,6 +55,10 @@ bench-sync: deps build ## syncs at 1,000 and 5,000 Services beside their floor a
 
 bench-ipvs: deps build ## mode ipvs beside upstream's at 1,000 Services, in a guest (user-mode Linux), up to half an hour; QUICK=1 sees that it works
 	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go run ./test/benchsync -ipvs -limit 20m $(if $(QUICK),-quick)
+
+bench-userspace: deps build ## 5,000 relayed connections, throughput beside direct, connections per second beside iptables mode, about 2 min
+	@$(ENV) go test -count=1 -v -run 'TestManyConnections|TestHoldHelper' -bench Throughput -benchtime 3x ./proxy/userspace | grep -vE '^(===|--- PASS|PASS)'
+	@$(ENV) bin/kptrace lab compare --modes userspace,iptables
 
 bench-trace: deps ## 4,000 connections traced rule by rule, beside what Debian has for that, about 1 min
 	@scripts/deps.sh tracers && $(ENV) go test -tags benchtrace -count=1 -run 'TestBenchTrace$$' -v ./node | sed -n 's/^ *benchtrace[^ ]*: //p; /^---* FAIL/p'

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"fmt"
+
 	"github.com/kptrace/kptrace/exporters/prom"
 	"github.com/kptrace/kptrace/proxy"
 )
@@ -44,4 +46,18 @@ func relayCounters(s proxy.RelayStats) []prom.Counter {
 		out = append(out, gauge("ports_free", "Ports of --proxy-port-range that are left.", s.PortsFree))
 	}
 	return out
+}
+
+// relayWords is what status says of the userspace mode's work, behind the
+// flavour and why it was chosen.
+func relayWords(s proxy.RelayStats) string {
+	text := fmt.Sprintf("; relays %d connections and %d UDP sessions at %d ports, with %d of %d descriptors",
+		s.Open, s.Sessions, s.Listeners, s.Descriptors, s.MaxDescriptors)
+	if s.PortRange != "" {
+		text += fmt.Sprintf(", %d ports of %s free", s.PortsFree, s.PortRange)
+	}
+	if s.Waits+s.Dropped+s.Exhausted > 0 {
+		text += fmt.Sprintf("; %d connections waited for descriptors, %d datagrams were dropped: raise the limit (ulimit -n)", s.Waits+s.Exhausted, s.Dropped)
+	}
+	return text
 }

@@ -58,6 +58,9 @@ func (n *node) status() relay.Status {
 		s.FlavourReason = f.Found()
 		s.Blind = append(f.Blind(), s.Blind...)
 	}
+	if r, ok := n.cfg.Backend.(proxy.Relay); ok {
+		s.FlavourReason += relayWords(r.RelayStats())
+	}
 	s.State = n.cfg.StateFrom
 	s.Exports = n.exports()
 	if n.cfg.RequestGroup != 0 {
