@@ -40,30 +40,29 @@ func (s *server) listen(ctx context.Context) error {
 	for _, p := range s.ports {
 		at := fmt.Sprintf(":%d", p.Number)
 		var c io.Closer
-		if p.Scheme == "sctp" {
-			l, err := listenSCTP(p.Number)
-			if err != nil {
-				s.closeLocked()
-				return fmt.Errorf("lab: listening: %w", err)
+		var err error
+		switch p.Scheme {
+		case "sctp", "http", "tcp":
+			var l net.Listener
+			if p.Scheme == "sctp" {
+				l, err = listenSCTP(p.Number)
+			} else {
+				l, err = lc.Listen(ctx, "tcp4", at)
 			}
-			go s.serveTCP(l, false)
-			c = l
-		} else if p.Scheme == "udp" {
-			conn, err := lc.ListenPacket(ctx, "udp4", at)
-			if err != nil {
-				s.closeLocked()
-				return fmt.Errorf("lab: listening: %w", err)
+			if err == nil {
+				go s.serveTCP(l, p.Scheme == "http")
+				c = l
 			}
-			go s.serveUDP(conn)
-			c = conn
-		} else {
-			l, err := lc.Listen(ctx, "tcp4", at)
-			if err != nil {
-				s.closeLocked()
-				return fmt.Errorf("lab: listening: %w", err)
+		default:
+			var conn net.PacketConn
+			if conn, err = lc.ListenPacket(ctx, "udp4", at); err == nil {
+				go s.serveUDP(conn)
+				c = conn
 			}
-			go s.serveTCP(l, p.Scheme == "http")
-			c = l
+		}
+		if err != nil {
+			s.closeLocked()
+			return fmt.Errorf("lab: listening: %w", err)
 		}
 		s.open = append(s.open, c)
 	}

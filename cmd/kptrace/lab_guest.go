@@ -39,15 +39,15 @@ func (f *labFlags) refuseGuest(cmd *cobra.Command) error {
 		cmd.CommandPath(), why, fix))
 }
 
-// inLab runs f in a sandbox, of this kernel or of a guest, and says which if
+// inLab calls run in a sandbox, of this kernel or of a guest, and says which if
 // it is not plain. Outside of it this program runs again, inside, with the
 // same arguments.
-func (fl *labFlags) inLab(cmd *cobra.Command, f func(ctx context.Context) error) error {
-	if !fl.wantsGuest() {
-		if fl.mode == string(proxy.IPVS) && !netns.Inside() && !umlguest.Inside() {
+func (f *labFlags) inLab(cmd *cobra.Command, run func(ctx context.Context) error) error {
+	if !f.wantsGuest() {
+		if f.mode == string(proxy.IPVS) && !netns.Inside() && !umlguest.Inside() {
 			fmt.Fprintln(cmd.ErrOrStderr(), "kernel: this one, which has IPVS")
 		}
-		return inSandbox(cmd, f)
+		return inSandbox(cmd, run)
 	}
 	if err := umlguest.Available(); err != nil {
 		return fmt.Errorf("this kernel has no IPVS (try: sudo modprobe ip_vs), and no other can be started: %w", err)
@@ -61,7 +61,7 @@ func (fl *labFlags) inLab(cmd *cobra.Command, f func(ctx context.Context) error)
 		Forward: []os.Signal{syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT},
 		Booted: func(i umlguest.Info) {
 			why := "this one has no IPVS"
-			if fl.guest {
+			if f.guest {
 				why = "as --guest asks"
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "kernel: a guest, user-mode Linux %s with %d CPU, up after %.1f s (%s)\n",
@@ -104,8 +104,8 @@ func inSandbox(cmd *cobra.Command, f func(ctx context.Context) error) error {
 }
 
 // defaultScenario is what a lab shows if nobody chooses.
-func (fl *labFlags) defaultScenario() string {
-	if fl.mode == string(proxy.IPVS) {
+func (f *labFlags) defaultScenario() string {
+	if f.mode == string(proxy.IPVS) {
 		return "schedulers"
 	}
 	return lab.DefaultScenario
