@@ -24,7 +24,7 @@ func (n *node) relayConfig() relay.Config {
 		},
 		Watching: func(delta int) { n.tracer.watchers.Add(int64(delta)) },
 		Explain:  n.explain, Check: n.check,
-		Trace:  n.paths.ask,
+		Trace: n.paths.ask, Record: n.record,
 		Logger: n.cfg.Logger,
 	}
 }

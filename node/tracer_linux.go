@@ -25,15 +25,8 @@ const (
 	// queueBatches bounds what may wait between the sources and the
 	// correlator; a batch is what one receive brought.
 	queueBatches = 512
-	// maxFlows bounds the connections the correlator knows at once.
-	maxFlows = 1 << 16
-	// tickEvery is how often timers are looked at and losses collected.
-	tickEvery = 50 * time.Millisecond
 	// standstill is a gap between ticks that means this process did not run.
 	standstill = time.Second
-	// hold is how long one source waits for the other; on a busy machine a
-	// reader may not run for a good while.
-	hold = 400 * time.Millisecond
 	// restartAfter is the wait before a tracer that failed starts again. It
 	// doubles up to restartMost while the tracer keeps failing early.
 	restartAfter = time.Second
@@ -64,6 +57,7 @@ type tracer struct {
 	decoding    [16]atomic.Int64
 	correlating atomic.Int64
 
+	taps     taps
 	losses   lossBox
 	watchers atomic.Int64 // followers at the moment
 	paths    atomic.Bool  // paths are being traced
@@ -214,6 +208,7 @@ func (t *tracer) lookup(prefix []byte) *proxy.Rule {
 // enqueue decodes a frame and hands its events on. It never waits: what finds
 // no room is dropped and counted.
 func (t *tracer) enqueue(dec trace.Decoder, f trace.Frame) {
+	t.taps.frame(f)
 	b := t.pool.Get().(*batch)
 	began := time.Now()
 	b.events = dec.Decode(f, b.events[:0])
@@ -281,6 +276,7 @@ func (t *tracer) correlate(ctx context.Context, c *correlate.Correlator) error {
 func (t *tracer) tell(c *correlate.Correlator) {
 	for _, l := range t.losses.take() {
 		c.Lost(l)
+		t.taps.loss(l)
 		t.ring.PublishLoss(l)
 	}
 }

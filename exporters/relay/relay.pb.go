@@ -27,6 +27,86 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RecordRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordRequest) Reset() {
+	*x = RecordRequest{}
+	mi := &file_relay_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordRequest) ProtoMessage() {}
+
+func (x *RecordRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordRequest.ProtoReflect.Descriptor instead.
+func (*RecordRequest) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{0}
+}
+
+type Chunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Chunk) Reset() {
+	*x = Chunk{}
+	mi := &file_relay_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Chunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Chunk) ProtoMessage() {}
+
+func (x *Chunk) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
+func (*Chunk) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Chunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type Request struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Filter   *Filter                `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
@@ -42,7 +122,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_relay_proto_msgTypes[0]
+	mi := &file_relay_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -54,7 +134,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[0]
+	mi := &file_relay_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -67,7 +147,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{0}
+	return file_relay_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Request) GetFilter() *Filter {
@@ -124,7 +204,7 @@ type Question struct {
 
 func (x *Question) Reset() {
 	*x = Question{}
-	mi := &file_relay_proto_msgTypes[1]
+	mi := &file_relay_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -136,7 +216,7 @@ func (x *Question) String() string {
 func (*Question) ProtoMessage() {}
 
 func (x *Question) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[1]
+	mi := &file_relay_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -149,7 +229,7 @@ func (x *Question) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Question.ProtoReflect.Descriptor instead.
 func (*Question) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{1}
+	return file_relay_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Question) GetKind() string {
@@ -175,7 +255,7 @@ type Document struct {
 
 func (x *Document) Reset() {
 	*x = Document{}
-	mi := &file_relay_proto_msgTypes[2]
+	mi := &file_relay_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -187,7 +267,7 @@ func (x *Document) String() string {
 func (*Document) ProtoMessage() {}
 
 func (x *Document) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[2]
+	mi := &file_relay_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -200,7 +280,7 @@ func (x *Document) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Document.ProtoReflect.Descriptor instead.
 func (*Document) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{2}
+	return file_relay_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Document) GetJson() []byte {
@@ -223,7 +303,7 @@ type FlowsRequest struct {
 
 func (x *FlowsRequest) Reset() {
 	*x = FlowsRequest{}
-	mi := &file_relay_proto_msgTypes[3]
+	mi := &file_relay_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -235,7 +315,7 @@ func (x *FlowsRequest) String() string {
 func (*FlowsRequest) ProtoMessage() {}
 
 func (x *FlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[3]
+	mi := &file_relay_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -248,7 +328,7 @@ func (x *FlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowsRequest.ProtoReflect.Descriptor instead.
 func (*FlowsRequest) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{3}
+	return file_relay_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *FlowsRequest) GetRequest() *Request {
@@ -287,7 +367,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_relay_proto_msgTypes[4]
+	mi := &file_relay_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -299,7 +379,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[4]
+	mi := &file_relay_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -312,7 +392,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{4}
+	return file_relay_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Filter) GetResources() []*Selector {
@@ -378,7 +458,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_relay_proto_msgTypes[5]
+	mi := &file_relay_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -390,7 +470,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[5]
+	mi := &file_relay_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -403,7 +483,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{5}
+	return file_relay_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Selector) GetKind() string {
@@ -458,7 +538,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_relay_proto_msgTypes[6]
+	mi := &file_relay_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -470,7 +550,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[6]
+	mi := &file_relay_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -483,7 +563,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{6}
+	return file_relay_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Port) GetNumber() uint32 {
@@ -509,7 +589,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_relay_proto_msgTypes[7]
+	mi := &file_relay_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +601,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[7]
+	mi := &file_relay_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +614,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{7}
+	return file_relay_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Batch) GetMessages() []*Message {
@@ -562,7 +642,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_relay_proto_msgTypes[8]
+	mi := &file_relay_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -574,7 +654,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[8]
+	mi := &file_relay_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -587,7 +667,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{8}
+	return file_relay_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Message) GetNode() string {
@@ -707,7 +787,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_relay_proto_msgTypes[9]
+	mi := &file_relay_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +799,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[9]
+	mi := &file_relay_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +812,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{9}
+	return file_relay_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Header) GetNode() string {
@@ -814,7 +894,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_relay_proto_msgTypes[10]
+	mi := &file_relay_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -826,7 +906,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[10]
+	mi := &file_relay_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -839,7 +919,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{10}
+	return file_relay_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ServiceInfo) GetName() *PortName {
@@ -915,7 +995,7 @@ type Idle struct {
 
 func (x *Idle) Reset() {
 	*x = Idle{}
-	mi := &file_relay_proto_msgTypes[11]
+	mi := &file_relay_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1007,7 @@ func (x *Idle) String() string {
 func (*Idle) ProtoMessage() {}
 
 func (x *Idle) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[11]
+	mi := &file_relay_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1020,7 @@ func (x *Idle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Idle.ProtoReflect.Descriptor instead.
 func (*Idle) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{11}
+	return file_relay_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Idle) GetFor() int64 {
@@ -1015,7 +1095,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_relay_proto_msgTypes[12]
+	mi := &file_relay_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1107,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[12]
+	mi := &file_relay_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1120,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{12}
+	return file_relay_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *End) GetLosses() []*Loss {
@@ -1063,7 +1143,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_relay_proto_msgTypes[13]
+	mi := &file_relay_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1075,7 +1155,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[13]
+	mi := &file_relay_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1088,7 +1168,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{13}
+	return file_relay_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Loss) GetSource() uint32 {
@@ -1138,7 +1218,7 @@ type PortName struct {
 
 func (x *PortName) Reset() {
 	*x = PortName{}
-	mi := &file_relay_proto_msgTypes[14]
+	mi := &file_relay_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1230,7 @@ func (x *PortName) String() string {
 func (*PortName) ProtoMessage() {}
 
 func (x *PortName) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[14]
+	mi := &file_relay_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1243,7 @@ func (x *PortName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortName.ProtoReflect.Descriptor instead.
 func (*PortName) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{14}
+	return file_relay_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PortName) GetNamespace() string {
@@ -1204,7 +1284,7 @@ type AddrPort struct {
 
 func (x *AddrPort) Reset() {
 	*x = AddrPort{}
-	mi := &file_relay_proto_msgTypes[15]
+	mi := &file_relay_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1296,7 @@ func (x *AddrPort) String() string {
 func (*AddrPort) ProtoMessage() {}
 
 func (x *AddrPort) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[15]
+	mi := &file_relay_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1309,7 @@ func (x *AddrPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddrPort.ProtoReflect.Descriptor instead.
 func (*AddrPort) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{15}
+	return file_relay_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AddrPort) GetAddr() []byte {
@@ -1257,7 +1337,7 @@ type Tuple struct {
 
 func (x *Tuple) Reset() {
 	*x = Tuple{}
-	mi := &file_relay_proto_msgTypes[16]
+	mi := &file_relay_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1349,7 @@ func (x *Tuple) String() string {
 func (*Tuple) ProtoMessage() {}
 
 func (x *Tuple) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[16]
+	mi := &file_relay_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1362,7 @@ func (x *Tuple) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tuple.ProtoReflect.Descriptor instead.
 func (*Tuple) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{16}
+	return file_relay_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Tuple) GetProto() uint32 {
@@ -1316,7 +1396,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_relay_proto_msgTypes[17]
+	mi := &file_relay_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1408,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[17]
+	mi := &file_relay_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1421,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{17}
+	return file_relay_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Counters) GetPackets() uint64 {
@@ -1371,7 +1451,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_relay_proto_msgTypes[18]
+	mi := &file_relay_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1463,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[18]
+	mi := &file_relay_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1476,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{18}
+	return file_relay_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Peer) GetAddr() *AddrPort {
@@ -1445,7 +1525,7 @@ type ServiceRef struct {
 
 func (x *ServiceRef) Reset() {
 	*x = ServiceRef{}
-	mi := &file_relay_proto_msgTypes[19]
+	mi := &file_relay_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1537,7 @@ func (x *ServiceRef) String() string {
 func (*ServiceRef) ProtoMessage() {}
 
 func (x *ServiceRef) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[19]
+	mi := &file_relay_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1550,7 @@ func (x *ServiceRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRef.ProtoReflect.Descriptor instead.
 func (*ServiceRef) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{19}
+	return file_relay_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ServiceRef) GetName() *PortName {
@@ -1507,7 +1587,7 @@ type Excluded struct {
 
 func (x *Excluded) Reset() {
 	*x = Excluded{}
-	mi := &file_relay_proto_msgTypes[20]
+	mi := &file_relay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1599,7 @@ func (x *Excluded) String() string {
 func (*Excluded) ProtoMessage() {}
 
 func (x *Excluded) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[20]
+	mi := &file_relay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1612,7 @@ func (x *Excluded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Excluded.ProtoReflect.Descriptor instead.
 func (*Excluded) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{20}
+	return file_relay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Excluded) GetNotReady() int64 {
@@ -1593,7 +1673,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_relay_proto_msgTypes[21]
+	mi := &file_relay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1685,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[21]
+	mi := &file_relay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1698,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{21}
+	return file_relay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Decision) GetKnown() bool {
@@ -1737,7 +1817,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_relay_proto_msgTypes[22]
+	mi := &file_relay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +1829,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[22]
+	mi := &file_relay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +1842,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{22}
+	return file_relay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Load) GetAge() int64 {
@@ -1798,7 +1878,7 @@ type ServerLoad struct {
 
 func (x *ServerLoad) Reset() {
 	*x = ServerLoad{}
-	mi := &file_relay_proto_msgTypes[23]
+	mi := &file_relay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +1890,7 @@ func (x *ServerLoad) String() string {
 func (*ServerLoad) ProtoMessage() {}
 
 func (x *ServerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[23]
+	mi := &file_relay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +1903,7 @@ func (x *ServerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLoad.ProtoReflect.Descriptor instead.
 func (*ServerLoad) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{23}
+	return file_relay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ServerLoad) GetAddr() *AddrPort {
@@ -1869,7 +1949,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_relay_proto_msgTypes[24]
+	mi := &file_relay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +1961,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[24]
+	mi := &file_relay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +1974,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{24}
+	return file_relay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Attempt) GetEndpoint() *Peer {
@@ -1965,7 +2045,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_relay_proto_msgTypes[25]
+	mi := &file_relay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1977,7 +2057,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[25]
+	mi := &file_relay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1990,7 +2070,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{25}
+	return file_relay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Path) GetPredicted() bool {
@@ -2097,7 +2177,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_relay_proto_msgTypes[26]
+	mi := &file_relay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2189,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[26]
+	mi := &file_relay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2202,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{26}
+	return file_relay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Hop) GetHook() string {
@@ -2269,7 +2349,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_relay_proto_msgTypes[27]
+	mi := &file_relay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2281,7 +2361,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[27]
+	mi := &file_relay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2294,7 +2374,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{27}
+	return file_relay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Change) GetField() string {
@@ -2356,7 +2436,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_relay_proto_msgTypes[28]
+	mi := &file_relay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +2448,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[28]
+	mi := &file_relay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2381,7 +2461,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{28}
+	return file_relay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Flow) GetId() uint64 {
@@ -2607,7 +2687,7 @@ type Carried struct {
 
 func (x *Carried) Reset() {
 	*x = Carried{}
-	mi := &file_relay_proto_msgTypes[29]
+	mi := &file_relay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +2699,7 @@ func (x *Carried) String() string {
 func (*Carried) ProtoMessage() {}
 
 func (x *Carried) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[29]
+	mi := &file_relay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2632,7 +2712,7 @@ func (x *Carried) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Carried.ProtoReflect.Descriptor instead.
 func (*Carried) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{29}
+	return file_relay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Carried) GetTime() int64 {
@@ -2671,7 +2751,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_relay_proto_msgTypes[30]
+	mi := &file_relay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +2763,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[30]
+	mi := &file_relay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +2776,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{30}
+	return file_relay_proto_rawDescGZIP(), []int{32}
 }
 
 type StatusResponse struct {
@@ -2736,7 +2816,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_relay_proto_msgTypes[31]
+	mi := &file_relay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2748,7 +2828,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[31]
+	mi := &file_relay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2761,7 +2841,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{31}
+	return file_relay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -2991,7 +3071,7 @@ type ExportStats struct {
 
 func (x *ExportStats) Reset() {
 	*x = ExportStats{}
-	mi := &file_relay_proto_msgTypes[32]
+	mi := &file_relay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3003,7 +3083,7 @@ func (x *ExportStats) String() string {
 func (*ExportStats) ProtoMessage() {}
 
 func (x *ExportStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[32]
+	mi := &file_relay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3016,7 +3096,7 @@ func (x *ExportStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportStats.ProtoReflect.Descriptor instead.
 func (*ExportStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{32}
+	return file_relay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ExportStats) GetSignal() string {
@@ -3140,7 +3220,7 @@ type VirtualServer struct {
 
 func (x *VirtualServer) Reset() {
 	*x = VirtualServer{}
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3152,7 +3232,7 @@ func (x *VirtualServer) String() string {
 func (*VirtualServer) ProtoMessage() {}
 
 func (x *VirtualServer) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3165,7 +3245,7 @@ func (x *VirtualServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VirtualServer.ProtoReflect.Descriptor instead.
 func (*VirtualServer) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{33}
+	return file_relay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *VirtualServer) GetAddr() *AddrPort {
@@ -3240,7 +3320,7 @@ type RealServer struct {
 
 func (x *RealServer) Reset() {
 	*x = RealServer{}
-	mi := &file_relay_proto_msgTypes[34]
+	mi := &file_relay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3252,7 +3332,7 @@ func (x *RealServer) String() string {
 func (*RealServer) ProtoMessage() {}
 
 func (x *RealServer) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[34]
+	mi := &file_relay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3265,7 +3345,7 @@ func (x *RealServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RealServer.ProtoReflect.Descriptor instead.
 func (*RealServer) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{34}
+	return file_relay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RealServer) GetAddr() *AddrPort {
@@ -3337,7 +3417,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_relay_proto_msgTypes[35]
+	mi := &file_relay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3349,7 +3429,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[35]
+	mi := &file_relay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3362,7 +3442,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{35}
+	return file_relay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Traffic) GetConnections() uint64 {
@@ -3412,7 +3492,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_relay_proto_msgTypes[36]
+	mi := &file_relay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3424,7 +3504,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[36]
+	mi := &file_relay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3437,7 +3517,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{36}
+	return file_relay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Problem) GetFile() string {
@@ -3479,7 +3559,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_relay_proto_msgTypes[37]
+	mi := &file_relay_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3491,7 +3571,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[37]
+	mi := &file_relay_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3504,7 +3584,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{37}
+	return file_relay_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Skipped) GetNamespace() string {
@@ -3546,7 +3626,7 @@ type SourceStats struct {
 
 func (x *SourceStats) Reset() {
 	*x = SourceStats{}
-	mi := &file_relay_proto_msgTypes[38]
+	mi := &file_relay_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3558,7 +3638,7 @@ func (x *SourceStats) String() string {
 func (*SourceStats) ProtoMessage() {}
 
 func (x *SourceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[38]
+	mi := &file_relay_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3571,7 +3651,7 @@ func (x *SourceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStats.ProtoReflect.Descriptor instead.
 func (*SourceStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{38}
+	return file_relay_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SourceStats) GetSource() uint32 {
@@ -3655,7 +3735,7 @@ type FlowTableStats struct {
 
 func (x *FlowTableStats) Reset() {
 	*x = FlowTableStats{}
-	mi := &file_relay_proto_msgTypes[39]
+	mi := &file_relay_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3667,7 +3747,7 @@ func (x *FlowTableStats) String() string {
 func (*FlowTableStats) ProtoMessage() {}
 
 func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[39]
+	mi := &file_relay_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3680,7 +3760,7 @@ func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTableStats.ProtoReflect.Descriptor instead.
 func (*FlowTableStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{39}
+	return file_relay_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FlowTableStats) GetOpen() int64 {
@@ -3715,7 +3795,7 @@ type RingStats struct {
 
 func (x *RingStats) Reset() {
 	*x = RingStats{}
-	mi := &file_relay_proto_msgTypes[40]
+	mi := &file_relay_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3727,7 +3807,7 @@ func (x *RingStats) String() string {
 func (*RingStats) ProtoMessage() {}
 
 func (x *RingStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[40]
+	mi := &file_relay_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3740,7 +3820,7 @@ func (x *RingStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingStats.ProtoReflect.Descriptor instead.
 func (*RingStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{40}
+	return file_relay_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RingStats) GetSize() int64 {
@@ -3778,7 +3858,7 @@ type HistoryStats struct {
 
 func (x *HistoryStats) Reset() {
 	*x = HistoryStats{}
-	mi := &file_relay_proto_msgTypes[41]
+	mi := &file_relay_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3790,7 +3870,7 @@ func (x *HistoryStats) String() string {
 func (*HistoryStats) ProtoMessage() {}
 
 func (x *HistoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[41]
+	mi := &file_relay_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3803,7 +3883,7 @@ func (x *HistoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryStats.ProtoReflect.Descriptor instead.
 func (*HistoryStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{41}
+	return file_relay_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *HistoryStats) GetSince() int64 {
@@ -3859,7 +3939,7 @@ type SysctlChange struct {
 
 func (x *SysctlChange) Reset() {
 	*x = SysctlChange{}
-	mi := &file_relay_proto_msgTypes[42]
+	mi := &file_relay_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3871,7 +3951,7 @@ func (x *SysctlChange) String() string {
 func (*SysctlChange) ProtoMessage() {}
 
 func (x *SysctlChange) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[42]
+	mi := &file_relay_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3884,7 +3964,7 @@ func (x *SysctlChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysctlChange.ProtoReflect.Descriptor instead.
 func (*SysctlChange) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{42}
+	return file_relay_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SysctlChange) GetName() string {
@@ -3913,7 +3993,10 @@ var File_relay_proto protoreflect.FileDescriptor
 const file_relay_proto_rawDesc = "" +
 	"\n" +
 	"\vrelay.proto\x12\n" +
-	"kptrace.v1\"\xb2\x01\n" +
+	"kptrace.v1\"\x0f\n" +
+	"\rRecordRequest\"\x1b\n" +
+	"\x05Chunk\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xb2\x01\n" +
 	"\aRequest\x12*\n" +
 	"\x06filter\x18\x01 \x01(\v2\x12.kptrace.v1.FilterR\x06filter\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\x03R\x05since\x12\x12\n" +
@@ -4276,12 +4359,13 @@ const file_relay_proto_rawDesc = "" +
 	"\fSysctlChange\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\tR\x06before\x12\x10\n" +
-	"\x03now\x18\x03 \x01(\tR\x03now2\xec\x01\n" +
+	"\x03now\x18\x03 \x01(\tR\x03now2\xa8\x02\n" +
 	"\bObserver\x124\n" +
 	"\x06Follow\x12\x13.kptrace.v1.Request\x1a\x11.kptrace.v1.Batch(\x010\x01\x126\n" +
 	"\x05Flows\x12\x18.kptrace.v1.FlowsRequest\x1a\x11.kptrace.v1.Batch0\x01\x12?\n" +
 	"\x06Status\x12\x19.kptrace.v1.StatusRequest\x1a\x1a.kptrace.v1.StatusResponse\x121\n" +
-	"\x03Ask\x12\x14.kptrace.v1.Question\x1a\x14.kptrace.v1.DocumentB,Z*github.com/kptrace/kptrace/exporters/relayb\x06proto3"
+	"\x03Ask\x12\x14.kptrace.v1.Question\x1a\x14.kptrace.v1.Document\x12:\n" +
+	"\x06Record\x12\x19.kptrace.v1.RecordRequest\x1a\x11.kptrace.v1.Chunk(\x010\x01B,Z*github.com/kptrace/kptrace/exporters/relayb\x06proto3"
 
 var (
 	file_relay_proto_rawDescOnce sync.Once
@@ -4295,125 +4379,129 @@ func file_relay_proto_rawDescGZIP() []byte {
 	return file_relay_proto_rawDescData
 }
 
-var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_relay_proto_goTypes = []any{
-	(*Request)(nil),        // 0: kptrace.v1.Request
-	(*Question)(nil),       // 1: kptrace.v1.Question
-	(*Document)(nil),       // 2: kptrace.v1.Document
-	(*FlowsRequest)(nil),   // 3: kptrace.v1.FlowsRequest
-	(*Filter)(nil),         // 4: kptrace.v1.Filter
-	(*Selector)(nil),       // 5: kptrace.v1.Selector
-	(*Port)(nil),           // 6: kptrace.v1.Port
-	(*Batch)(nil),          // 7: kptrace.v1.Batch
-	(*Message)(nil),        // 8: kptrace.v1.Message
-	(*Header)(nil),         // 9: kptrace.v1.Header
-	(*ServiceInfo)(nil),    // 10: kptrace.v1.ServiceInfo
-	(*Idle)(nil),           // 11: kptrace.v1.Idle
-	(*End)(nil),            // 12: kptrace.v1.End
-	(*Loss)(nil),           // 13: kptrace.v1.Loss
-	(*PortName)(nil),       // 14: kptrace.v1.PortName
-	(*AddrPort)(nil),       // 15: kptrace.v1.AddrPort
-	(*Tuple)(nil),          // 16: kptrace.v1.Tuple
-	(*Counters)(nil),       // 17: kptrace.v1.Counters
-	(*Peer)(nil),           // 18: kptrace.v1.Peer
-	(*ServiceRef)(nil),     // 19: kptrace.v1.ServiceRef
-	(*Excluded)(nil),       // 20: kptrace.v1.Excluded
-	(*Decision)(nil),       // 21: kptrace.v1.Decision
-	(*Load)(nil),           // 22: kptrace.v1.Load
-	(*ServerLoad)(nil),     // 23: kptrace.v1.ServerLoad
-	(*Attempt)(nil),        // 24: kptrace.v1.Attempt
-	(*Path)(nil),           // 25: kptrace.v1.Path
-	(*Hop)(nil),            // 26: kptrace.v1.Hop
-	(*Change)(nil),         // 27: kptrace.v1.Change
-	(*Flow)(nil),           // 28: kptrace.v1.Flow
-	(*Carried)(nil),        // 29: kptrace.v1.Carried
-	(*StatusRequest)(nil),  // 30: kptrace.v1.StatusRequest
-	(*StatusResponse)(nil), // 31: kptrace.v1.StatusResponse
-	(*ExportStats)(nil),    // 32: kptrace.v1.ExportStats
-	(*VirtualServer)(nil),  // 33: kptrace.v1.VirtualServer
-	(*RealServer)(nil),     // 34: kptrace.v1.RealServer
-	(*Traffic)(nil),        // 35: kptrace.v1.Traffic
-	(*Problem)(nil),        // 36: kptrace.v1.Problem
-	(*Skipped)(nil),        // 37: kptrace.v1.Skipped
-	(*SourceStats)(nil),    // 38: kptrace.v1.SourceStats
-	(*FlowTableStats)(nil), // 39: kptrace.v1.FlowTableStats
-	(*RingStats)(nil),      // 40: kptrace.v1.RingStats
-	(*HistoryStats)(nil),   // 41: kptrace.v1.HistoryStats
-	(*SysctlChange)(nil),   // 42: kptrace.v1.SysctlChange
+	(*RecordRequest)(nil),  // 0: kptrace.v1.RecordRequest
+	(*Chunk)(nil),          // 1: kptrace.v1.Chunk
+	(*Request)(nil),        // 2: kptrace.v1.Request
+	(*Question)(nil),       // 3: kptrace.v1.Question
+	(*Document)(nil),       // 4: kptrace.v1.Document
+	(*FlowsRequest)(nil),   // 5: kptrace.v1.FlowsRequest
+	(*Filter)(nil),         // 6: kptrace.v1.Filter
+	(*Selector)(nil),       // 7: kptrace.v1.Selector
+	(*Port)(nil),           // 8: kptrace.v1.Port
+	(*Batch)(nil),          // 9: kptrace.v1.Batch
+	(*Message)(nil),        // 10: kptrace.v1.Message
+	(*Header)(nil),         // 11: kptrace.v1.Header
+	(*ServiceInfo)(nil),    // 12: kptrace.v1.ServiceInfo
+	(*Idle)(nil),           // 13: kptrace.v1.Idle
+	(*End)(nil),            // 14: kptrace.v1.End
+	(*Loss)(nil),           // 15: kptrace.v1.Loss
+	(*PortName)(nil),       // 16: kptrace.v1.PortName
+	(*AddrPort)(nil),       // 17: kptrace.v1.AddrPort
+	(*Tuple)(nil),          // 18: kptrace.v1.Tuple
+	(*Counters)(nil),       // 19: kptrace.v1.Counters
+	(*Peer)(nil),           // 20: kptrace.v1.Peer
+	(*ServiceRef)(nil),     // 21: kptrace.v1.ServiceRef
+	(*Excluded)(nil),       // 22: kptrace.v1.Excluded
+	(*Decision)(nil),       // 23: kptrace.v1.Decision
+	(*Load)(nil),           // 24: kptrace.v1.Load
+	(*ServerLoad)(nil),     // 25: kptrace.v1.ServerLoad
+	(*Attempt)(nil),        // 26: kptrace.v1.Attempt
+	(*Path)(nil),           // 27: kptrace.v1.Path
+	(*Hop)(nil),            // 28: kptrace.v1.Hop
+	(*Change)(nil),         // 29: kptrace.v1.Change
+	(*Flow)(nil),           // 30: kptrace.v1.Flow
+	(*Carried)(nil),        // 31: kptrace.v1.Carried
+	(*StatusRequest)(nil),  // 32: kptrace.v1.StatusRequest
+	(*StatusResponse)(nil), // 33: kptrace.v1.StatusResponse
+	(*ExportStats)(nil),    // 34: kptrace.v1.ExportStats
+	(*VirtualServer)(nil),  // 35: kptrace.v1.VirtualServer
+	(*RealServer)(nil),     // 36: kptrace.v1.RealServer
+	(*Traffic)(nil),        // 37: kptrace.v1.Traffic
+	(*Problem)(nil),        // 38: kptrace.v1.Problem
+	(*Skipped)(nil),        // 39: kptrace.v1.Skipped
+	(*SourceStats)(nil),    // 40: kptrace.v1.SourceStats
+	(*FlowTableStats)(nil), // 41: kptrace.v1.FlowTableStats
+	(*RingStats)(nil),      // 42: kptrace.v1.RingStats
+	(*HistoryStats)(nil),   // 43: kptrace.v1.HistoryStats
+	(*SysctlChange)(nil),   // 44: kptrace.v1.SysctlChange
 }
 var file_relay_proto_depIdxs = []int32{
-	4,  // 0: kptrace.v1.Request.filter:type_name -> kptrace.v1.Filter
-	0,  // 1: kptrace.v1.FlowsRequest.request:type_name -> kptrace.v1.Request
-	5,  // 2: kptrace.v1.Filter.resources:type_name -> kptrace.v1.Selector
-	5,  // 3: kptrace.v1.Filter.from:type_name -> kptrace.v1.Selector
-	5,  // 4: kptrace.v1.Filter.to:type_name -> kptrace.v1.Selector
-	6,  // 5: kptrace.v1.Filter.ports:type_name -> kptrace.v1.Port
-	6,  // 6: kptrace.v1.Selector.port:type_name -> kptrace.v1.Port
-	8,  // 7: kptrace.v1.Batch.messages:type_name -> kptrace.v1.Message
-	9,  // 8: kptrace.v1.Message.header:type_name -> kptrace.v1.Header
-	28, // 9: kptrace.v1.Message.flow:type_name -> kptrace.v1.Flow
-	13, // 10: kptrace.v1.Message.loss:type_name -> kptrace.v1.Loss
-	11, // 11: kptrace.v1.Message.idle:type_name -> kptrace.v1.Idle
-	12, // 12: kptrace.v1.Message.end:type_name -> kptrace.v1.End
-	10, // 13: kptrace.v1.Header.services:type_name -> kptrace.v1.ServiceInfo
-	14, // 14: kptrace.v1.ServiceInfo.name:type_name -> kptrace.v1.PortName
-	10, // 15: kptrace.v1.Idle.services:type_name -> kptrace.v1.ServiceInfo
-	38, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
-	13, // 17: kptrace.v1.End.losses:type_name -> kptrace.v1.Loss
-	15, // 18: kptrace.v1.Tuple.src:type_name -> kptrace.v1.AddrPort
-	15, // 19: kptrace.v1.Tuple.dst:type_name -> kptrace.v1.AddrPort
-	15, // 20: kptrace.v1.Peer.addr:type_name -> kptrace.v1.AddrPort
-	14, // 21: kptrace.v1.ServiceRef.name:type_name -> kptrace.v1.PortName
-	15, // 22: kptrace.v1.ServiceRef.addr:type_name -> kptrace.v1.AddrPort
-	20, // 23: kptrace.v1.Decision.excluded:type_name -> kptrace.v1.Excluded
-	15, // 24: kptrace.v1.Decision.source_seen:type_name -> kptrace.v1.AddrPort
-	22, // 25: kptrace.v1.Decision.load:type_name -> kptrace.v1.Load
-	23, // 26: kptrace.v1.Load.servers:type_name -> kptrace.v1.ServerLoad
-	15, // 27: kptrace.v1.ServerLoad.addr:type_name -> kptrace.v1.AddrPort
-	18, // 28: kptrace.v1.Attempt.endpoint:type_name -> kptrace.v1.Peer
-	16, // 29: kptrace.v1.Path.tuple:type_name -> kptrace.v1.Tuple
-	16, // 30: kptrace.v1.Path.left:type_name -> kptrace.v1.Tuple
-	26, // 31: kptrace.v1.Path.hops:type_name -> kptrace.v1.Hop
-	27, // 32: kptrace.v1.Hop.changes:type_name -> kptrace.v1.Change
-	16, // 33: kptrace.v1.Flow.tuple:type_name -> kptrace.v1.Tuple
-	16, // 34: kptrace.v1.Flow.reply:type_name -> kptrace.v1.Tuple
-	18, // 35: kptrace.v1.Flow.client:type_name -> kptrace.v1.Peer
-	19, // 36: kptrace.v1.Flow.service:type_name -> kptrace.v1.ServiceRef
-	18, // 37: kptrace.v1.Flow.backend:type_name -> kptrace.v1.Peer
-	21, // 38: kptrace.v1.Flow.decision:type_name -> kptrace.v1.Decision
-	24, // 39: kptrace.v1.Flow.attempts:type_name -> kptrace.v1.Attempt
-	17, // 40: kptrace.v1.Flow.out:type_name -> kptrace.v1.Counters
-	17, // 41: kptrace.v1.Flow.in:type_name -> kptrace.v1.Counters
-	25, // 42: kptrace.v1.Flow.paths:type_name -> kptrace.v1.Path
-	29, // 43: kptrace.v1.Flow.carried:type_name -> kptrace.v1.Carried
-	36, // 44: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
-	37, // 45: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
-	38, // 46: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
-	39, // 47: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
-	40, // 48: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
-	41, // 49: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
-	13, // 50: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
-	42, // 51: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
-	32, // 52: kptrace.v1.StatusResponse.exports:type_name -> kptrace.v1.ExportStats
-	33, // 53: kptrace.v1.StatusResponse.virtual:type_name -> kptrace.v1.VirtualServer
-	15, // 54: kptrace.v1.VirtualServer.addr:type_name -> kptrace.v1.AddrPort
-	14, // 55: kptrace.v1.VirtualServer.service:type_name -> kptrace.v1.PortName
-	35, // 56: kptrace.v1.VirtualServer.total:type_name -> kptrace.v1.Traffic
-	35, // 57: kptrace.v1.VirtualServer.rate:type_name -> kptrace.v1.Traffic
-	34, // 58: kptrace.v1.VirtualServer.servers:type_name -> kptrace.v1.RealServer
-	15, // 59: kptrace.v1.RealServer.addr:type_name -> kptrace.v1.AddrPort
-	35, // 60: kptrace.v1.RealServer.total:type_name -> kptrace.v1.Traffic
-	35, // 61: kptrace.v1.RealServer.rate:type_name -> kptrace.v1.Traffic
-	0,  // 62: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
-	3,  // 63: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
-	30, // 64: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
-	1,  // 65: kptrace.v1.Observer.Ask:input_type -> kptrace.v1.Question
-	7,  // 66: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
-	7,  // 67: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
-	31, // 68: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
-	2,  // 69: kptrace.v1.Observer.Ask:output_type -> kptrace.v1.Document
-	66, // [66:70] is the sub-list for method output_type
-	62, // [62:66] is the sub-list for method input_type
+	6,  // 0: kptrace.v1.Request.filter:type_name -> kptrace.v1.Filter
+	2,  // 1: kptrace.v1.FlowsRequest.request:type_name -> kptrace.v1.Request
+	7,  // 2: kptrace.v1.Filter.resources:type_name -> kptrace.v1.Selector
+	7,  // 3: kptrace.v1.Filter.from:type_name -> kptrace.v1.Selector
+	7,  // 4: kptrace.v1.Filter.to:type_name -> kptrace.v1.Selector
+	8,  // 5: kptrace.v1.Filter.ports:type_name -> kptrace.v1.Port
+	8,  // 6: kptrace.v1.Selector.port:type_name -> kptrace.v1.Port
+	10, // 7: kptrace.v1.Batch.messages:type_name -> kptrace.v1.Message
+	11, // 8: kptrace.v1.Message.header:type_name -> kptrace.v1.Header
+	30, // 9: kptrace.v1.Message.flow:type_name -> kptrace.v1.Flow
+	15, // 10: kptrace.v1.Message.loss:type_name -> kptrace.v1.Loss
+	13, // 11: kptrace.v1.Message.idle:type_name -> kptrace.v1.Idle
+	14, // 12: kptrace.v1.Message.end:type_name -> kptrace.v1.End
+	12, // 13: kptrace.v1.Header.services:type_name -> kptrace.v1.ServiceInfo
+	16, // 14: kptrace.v1.ServiceInfo.name:type_name -> kptrace.v1.PortName
+	12, // 15: kptrace.v1.Idle.services:type_name -> kptrace.v1.ServiceInfo
+	40, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
+	15, // 17: kptrace.v1.End.losses:type_name -> kptrace.v1.Loss
+	17, // 18: kptrace.v1.Tuple.src:type_name -> kptrace.v1.AddrPort
+	17, // 19: kptrace.v1.Tuple.dst:type_name -> kptrace.v1.AddrPort
+	17, // 20: kptrace.v1.Peer.addr:type_name -> kptrace.v1.AddrPort
+	16, // 21: kptrace.v1.ServiceRef.name:type_name -> kptrace.v1.PortName
+	17, // 22: kptrace.v1.ServiceRef.addr:type_name -> kptrace.v1.AddrPort
+	22, // 23: kptrace.v1.Decision.excluded:type_name -> kptrace.v1.Excluded
+	17, // 24: kptrace.v1.Decision.source_seen:type_name -> kptrace.v1.AddrPort
+	24, // 25: kptrace.v1.Decision.load:type_name -> kptrace.v1.Load
+	25, // 26: kptrace.v1.Load.servers:type_name -> kptrace.v1.ServerLoad
+	17, // 27: kptrace.v1.ServerLoad.addr:type_name -> kptrace.v1.AddrPort
+	20, // 28: kptrace.v1.Attempt.endpoint:type_name -> kptrace.v1.Peer
+	18, // 29: kptrace.v1.Path.tuple:type_name -> kptrace.v1.Tuple
+	18, // 30: kptrace.v1.Path.left:type_name -> kptrace.v1.Tuple
+	28, // 31: kptrace.v1.Path.hops:type_name -> kptrace.v1.Hop
+	29, // 32: kptrace.v1.Hop.changes:type_name -> kptrace.v1.Change
+	18, // 33: kptrace.v1.Flow.tuple:type_name -> kptrace.v1.Tuple
+	18, // 34: kptrace.v1.Flow.reply:type_name -> kptrace.v1.Tuple
+	20, // 35: kptrace.v1.Flow.client:type_name -> kptrace.v1.Peer
+	21, // 36: kptrace.v1.Flow.service:type_name -> kptrace.v1.ServiceRef
+	20, // 37: kptrace.v1.Flow.backend:type_name -> kptrace.v1.Peer
+	23, // 38: kptrace.v1.Flow.decision:type_name -> kptrace.v1.Decision
+	26, // 39: kptrace.v1.Flow.attempts:type_name -> kptrace.v1.Attempt
+	19, // 40: kptrace.v1.Flow.out:type_name -> kptrace.v1.Counters
+	19, // 41: kptrace.v1.Flow.in:type_name -> kptrace.v1.Counters
+	27, // 42: kptrace.v1.Flow.paths:type_name -> kptrace.v1.Path
+	31, // 43: kptrace.v1.Flow.carried:type_name -> kptrace.v1.Carried
+	38, // 44: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
+	39, // 45: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
+	40, // 46: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
+	41, // 47: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
+	42, // 48: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
+	43, // 49: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
+	15, // 50: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
+	44, // 51: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
+	34, // 52: kptrace.v1.StatusResponse.exports:type_name -> kptrace.v1.ExportStats
+	35, // 53: kptrace.v1.StatusResponse.virtual:type_name -> kptrace.v1.VirtualServer
+	17, // 54: kptrace.v1.VirtualServer.addr:type_name -> kptrace.v1.AddrPort
+	16, // 55: kptrace.v1.VirtualServer.service:type_name -> kptrace.v1.PortName
+	37, // 56: kptrace.v1.VirtualServer.total:type_name -> kptrace.v1.Traffic
+	37, // 57: kptrace.v1.VirtualServer.rate:type_name -> kptrace.v1.Traffic
+	36, // 58: kptrace.v1.VirtualServer.servers:type_name -> kptrace.v1.RealServer
+	17, // 59: kptrace.v1.RealServer.addr:type_name -> kptrace.v1.AddrPort
+	37, // 60: kptrace.v1.RealServer.total:type_name -> kptrace.v1.Traffic
+	37, // 61: kptrace.v1.RealServer.rate:type_name -> kptrace.v1.Traffic
+	2,  // 62: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
+	5,  // 63: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
+	32, // 64: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
+	3,  // 65: kptrace.v1.Observer.Ask:input_type -> kptrace.v1.Question
+	0,  // 66: kptrace.v1.Observer.Record:input_type -> kptrace.v1.RecordRequest
+	9,  // 67: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
+	9,  // 68: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
+	33, // 69: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
+	4,  // 70: kptrace.v1.Observer.Ask:output_type -> kptrace.v1.Document
+	1,  // 71: kptrace.v1.Observer.Record:output_type -> kptrace.v1.Chunk
+	67, // [67:72] is the sub-list for method output_type
+	62, // [62:67] is the sub-list for method input_type
 	62, // [62:62] is the sub-list for extension type_name
 	62, // [62:62] is the sub-list for extension extendee
 	0,  // [0:62] is the sub-list for field type_name
@@ -4424,7 +4512,7 @@ func file_relay_proto_init() {
 	if File_relay_proto != nil {
 		return
 	}
-	file_relay_proto_msgTypes[8].OneofWrappers = []any{
+	file_relay_proto_msgTypes[10].OneofWrappers = []any{
 		(*Message_Header)(nil),
 		(*Message_Flow)(nil),
 		(*Message_Loss)(nil),
@@ -4437,7 +4525,7 @@ func file_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_relay_proto_rawDesc), len(file_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   43,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

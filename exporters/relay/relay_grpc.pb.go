@@ -29,6 +29,7 @@ const (
 	Observer_Flows_FullMethodName  = "/kptrace.v1.Observer/Flows"
 	Observer_Status_FullMethodName = "/kptrace.v1.Observer/Status"
 	Observer_Ask_FullMethodName    = "/kptrace.v1.Observer/Ask"
+	Observer_Record_FullMethodName = "/kptrace.v1.Observer/Record"
 )
 
 // ObserverClient is the client API for Observer service.
@@ -43,6 +44,9 @@ type ObserverClient interface {
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	// Ask has the node look at its own kernel: see relay.Question.
 	Ask(ctx context.Context, in *Question, opts ...grpc.CallOption) (*Document, error)
+	// Record streams a recording (see package trace/record) until the caller
+	// half-closes, which asks for its end.
+	Record(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RecordRequest, Chunk], error)
 }
 
 type observerClient struct {
@@ -105,6 +109,19 @@ func (c *observerClient) Ask(ctx context.Context, in *Question, opts ...grpc.Cal
 	return out, nil
 }
 
+func (c *observerClient) Record(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RecordRequest, Chunk], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Observer_ServiceDesc.Streams[2], Observer_Record_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RecordRequest, Chunk]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Observer_RecordClient = grpc.BidiStreamingClient[RecordRequest, Chunk]
+
 // ObserverServer is the server API for Observer service.
 // All implementations must embed UnimplementedObserverServer
 // for forward compatibility.
@@ -117,6 +134,9 @@ type ObserverServer interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	// Ask has the node look at its own kernel: see relay.Question.
 	Ask(context.Context, *Question) (*Document, error)
+	// Record streams a recording (see package trace/record) until the caller
+	// half-closes, which asks for its end.
+	Record(grpc.BidiStreamingServer[RecordRequest, Chunk]) error
 	mustEmbedUnimplementedObserverServer()
 }
 
@@ -138,6 +158,9 @@ func (UnimplementedObserverServer) Status(context.Context, *StatusRequest) (*Sta
 }
 func (UnimplementedObserverServer) Ask(context.Context, *Question) (*Document, error) {
 	return nil, status.Error(codes.Unimplemented, "method Ask not implemented")
+}
+func (UnimplementedObserverServer) Record(grpc.BidiStreamingServer[RecordRequest, Chunk]) error {
+	return status.Error(codes.Unimplemented, "method Record not implemented")
 }
 func (UnimplementedObserverServer) mustEmbedUnimplementedObserverServer() {}
 func (UnimplementedObserverServer) testEmbeddedByValue()                  {}
@@ -214,6 +237,13 @@ func _Observer_Ask_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Observer_Record_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ObserverServer).Record(&grpc.GenericServerStream[RecordRequest, Chunk]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Observer_RecordServer = grpc.BidiStreamingServer[RecordRequest, Chunk]
+
 // Observer_ServiceDesc is the grpc.ServiceDesc for Observer service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -241,6 +271,12 @@ var Observer_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "Flows",
 			Handler:       _Observer_Flows_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "Record",
+			Handler:       _Observer_Record_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "relay.proto",

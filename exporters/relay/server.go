@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"runtime/debug"
 	"time"
@@ -39,6 +40,9 @@ type Config struct {
 	// it returns when they are, or with the reason why not. Nil means that
 	// paths cannot be traced.
 	Trace func(context.Context, *trace.Request) (release func(), err error)
+	// Record writes a recording until ctx ends, which is no error. Nil means that
+	// nothing can be recorded.
+	Record func(ctx context.Context, to io.Writer) error
 	// Logger gets what no caller can be told; nil discards it.
 	Logger *slog.Logger
 }

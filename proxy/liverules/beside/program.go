@@ -43,3 +43,18 @@ func (p *program) Text() string {
 
 // Problems is empty: what is wrong with the rules of another, a check says.
 func (p *program) Problems() []proxy.Problem { return nil }
+
+// Rules is all that is live, with what we add, as iptables-save prints it, by
+// family.
+func (p *program) Rules() (v4, v6 string) {
+	text := map[xtables.Family]string{}
+	if p.live != nil {
+		for _, rs := range p.live.Rulesets() {
+			text[rs.Family] += rs.String()
+		}
+	}
+	for i := range p.layouts {
+		text[p.layouts[i].Family] += p.layouts[i].Text()
+	}
+	return text[xtables.IPv4], text[xtables.IPv6]
+}

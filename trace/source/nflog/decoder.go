@@ -37,6 +37,10 @@ const maxUnknown = 4096
 // Stats, and depends on nothing but the Frames and the lookup: a recording
 // gives the Events the live stream gave.
 type Decoder struct {
+	// Packets, if not nil, gets the packet of each event, from the IP header
+	// on, as much of it as was copied. The bytes are the Frame's.
+	Packets func(e *trace.Event, packet []byte)
+
 	lookup func(prefix []byte) *proxy.Rule
 	// unknown remembers the kinds of tags of ours that the lookup does not
 	// know, so that they cost no allocation either.
@@ -67,6 +71,7 @@ func (d *Decoder) Stats() trace.SourceStats {
 func (d *Decoder) Decode(f trace.Frame, into []trace.Event) []trace.Event {
 	first := len(into)
 	var foreign, damaged uint64
+	var packets [][]byte
 	m := nfnl.NewMessages(f.Data)
 	for m.Next() {
 		if m.Type != typePacket {
@@ -88,12 +93,17 @@ func (d *Decoder) Decode(f trace.Frame, into []trace.Event) []trace.Event {
 		if !r.describe(e) {
 			into = into[:len(into)-1]
 			damaged++
+		} else if d.Packets != nil {
+			packets = append(packets, r.payload)
 		}
 	}
 	if m.Damaged() {
 		damaged++
 	}
 	stamp(into[first:], f.Time)
+	for i, p := range packets {
+		d.Packets(&into[first+i], p)
+	}
 	d.events.Add(uint64(len(into) - first))
 	d.foreign.Add(foreign)
 	d.damaged.Add(damaged)

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kptrace/kptrace/exporters/relay"
+)
+
+// recordFlags are the flags of kptrace record.
+type recordFlags struct {
+	output   string
+	duration time.Duration
+	sockets  []string
+}
+
+func newRecordCmd() *cobra.Command {
+	f := &recordFlags{}
+	cmd := &cobra.Command{
+		Use:   "record -o FILE",
+		Short: "Keep what a node sees, to look at it again elsewhere",
+		Long: `Keep what a node sees from now on, until Ctrl-C or --for: the bytes its sources
+read from the kernel, and the state and rules they are to be understood by.
+kptrace replay shows it on any machine and system, with the filters and outputs
+of follow, and writes it for Wireshark.
+
+The file holds names and addresses of the cluster, and the first 64 bytes of
+packets from the IP header on: headers, and of UDP a few bytes of data.`,
+		Example: `  # Ten seconds of a node, then on a laptop
+  kptrace record -o node1.ktr --for 10s
+  kptrace replay node1.ktr svc/foo -n shop -o wide`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			return f.run(ctx, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	cmd.Flags().StringVarP(&f.output, "output", "o", "", "file to write, or - for stdout")
+	cmd.Flags().DurationVar(&f.duration, "for", 0, "end after this time (10s)")
+	addSocketFlag(cmd, &f.sockets)
+	return cmd
+}
+
+func (f *recordFlags) run(ctx context.Context, out, talk io.Writer) (err error) {
+	switch {
+	case f.output == "":
+		return usageErr(errors.New("say where to: -o FILE"))
+	case f.duration < 0:
+		return usageErr(fmt.Errorf("--for %v: use a time above 0", f.duration))
+	}
+	clients, err := connect(ctx, f.sockets, false, talk)
+	if err != nil {
+		return err
+	}
+	defer closeAll(clients)
+	if len(clients) != 1 {
+		return usageErr(fmt.Errorf("%d nodes run here: say which by --socket", len(clients)))
+	}
+	if f.duration > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, f.duration)
+		defer cancel()
+	}
+	if f.output == "-" {
+		return clients[0].Record(ctx, out)
+	}
+	file, err := os.OpenFile(f.output, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	if f.duration == 0 {
+		fmt.Fprintln(talk, "recording; end it by Ctrl-C")
+	}
+	counted := &counter{w: file}
+	err = errors.Join(clients[0].Record(ctx, counted), file.Close())
+	if errors.Is(err, relay.ErrGone) {
+		err = fmt.Errorf("%w; what was recorded until then is in %s", err, f.output)
+	}
+	if err == nil {
+		fmt.Fprintf(talk, "%s: %d bytes; look at it by kptrace replay %s\n", f.output, counted.n, f.output)
+	}
+	return err
+}
+
+// counter counts what is written.
+type counter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *counter) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.n += int64(n)
+	return n, err
+}

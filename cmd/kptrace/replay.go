@@ -1,0 +1,247 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/exporters/text"
+	"github.com/kptrace/kptrace/node"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/ipvs"
+	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/record"
+)
+
+// replayFlags are the flags of kptrace replay: some of follow's, and its own.
+type replayFlags struct {
+	follow followFlags
+	pcapng string
+}
+
+func newReplayCmd() *cobra.Command {
+	f := &replayFlags{}
+	cmd := &cobra.Command{
+		Use:   "replay FILE [svc/NAME...]",
+		Short: "Show what kptrace record kept; on any machine",
+		Long: `Show what kptrace record kept, through the same decoders, filters and outputs as
+follow. It needs no root and no Linux.
+
+--pcapng writes the packets that rules reported, each with the decision about its
+connection as a comment, for Wireshark and tshark. They are as long as was
+copied: 64 bytes, which is headers.
+
+A file that was cut off or damaged is shown as far as it is readable; that is
+said, and the exit code is 1.`,
+		Example: `  # Everything in it
+  kptrace replay node1.ktr -A
+
+  # What failed of one Service
+  kptrace replay node1.ktr svc/foo -n shop --outcome failed -o wide
+
+  # For Wireshark
+  kptrace replay node1.ktr --pcapng node1.pcapng
+  tshark -r node1.pcapng -T fields -e frame.time -e ip.dst -e frame.comment`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageErr(errors.New("say which file: kptrace replay FILE"))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.run(cmd.Context(), args[0], args[1:], cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	fl := cmd.Flags()
+	w := &f.follow
+	fl.StringVarP(&w.namespace, "namespace", "n", cmp.Or(os.Getenv("KPTRACE_NAMESPACE"), "default"), "namespace of the resources ($KPTRACE_NAMESPACE)")
+	fl.BoolVarP(&w.allNamespaces, "all-namespaces", "A", false, "all namespaces")
+	fl.StringArrayVar(&w.from, "from", nil, "only from this client: pod/x, deploy/x, ns/x, node/x, an address or a range")
+	fl.StringArrayVar(&w.to, "to", nil, "only to this endpoint (as --from), or svc/x, or the address dialled")
+	fl.StringArrayVar(&w.ports, "port", nil, "only to this Service port, by number or name")
+	fl.StringSliceVar(&w.outcomes, "outcome", nil, "only with this outcome, as of kptrace follow")
+	fl.DurationVar(&w.minDuration, "min-duration", 0, "only if it lasted at least this long, as 500ms")
+	fl.StringVarP(&w.output, "output", "o", string(text.Line), "line, wide, json (one document) or jsonl (one object a line)")
+	fl.BoolVar(&w.noHeader, "no-header", false, "leave out scope and titles")
+	fl.StringVar(&f.pcapng, "pcapng", "", "write the packets to this file, with decisions as comments, instead of showing connections")
+	completeFrom(cmd, "outcome", outcomeWords())
+	completeFrom(cmd, "output", []string{"line", "wide", "json", "jsonl"})
+	return cmd
+}
+
+func (f *replayFlags) run(ctx context.Context, name string, args []string, stdin io.Reader, out, talk io.Writer) error {
+	req, err := f.follow.request(args, time.Now())
+	if err != nil {
+		return usageErr(err)
+	}
+	in := stdin
+	if name != "-" {
+		file, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		in = file
+	}
+	rec, err := record.NewReader(in)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	h := rec.Header()
+	flows := newReplayed()
+	cfg := node.ReplayConfig{Recording: rec, Program: programOf(), Emit: flows.put, Loss: flows.lost}
+	if f.pcapng != "" {
+		cfg.Packet = flows.packet
+	}
+	stats, err := node.Replay(cfg)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", name, err)
+	}
+	if !f.follow.noHeader {
+		fmt.Fprintf(talk, "%s: %s on %s, recorded from %s for %s by kptrace %s\n", name, h.Mode, h.Node,
+			h.Started.Format(time.RFC3339), stats.Last.Sub(h.Started).Round(100*time.Millisecond), h.Version)
+	}
+	if n := stats.Dropped; n > 0 {
+		fmt.Fprintf(talk, "note: the recorder did not come to %d frames\n", n)
+	}
+	if n := stats.Skipped; n > 0 {
+		fmt.Fprintf(talk, "note: %d frames are of sources that do not replay (userspace mode)\n", n)
+	}
+	if f.pcapng != "" {
+		return errors.Join(err, flows.write(f.pcapng, &h, &req.Filter, talk))
+	}
+	return errors.Join(err, flows.show(ctx, f, h.Node, &req.Filter, out, talk))
+}
+
+// programOf makes programs for modes whose rules do not tell what they mean.
+func programOf() func(*record.State) proxy.Program {
+	return func(s *record.State) proxy.Program {
+		if s.Mode != proxy.IPVS {
+			return nil
+		}
+		b, err := ipvs.New(ipvs.Config{Trace: true})
+		if err != nil {
+			return nil
+		}
+		return b.Render(s.Snapshot, s.Overlay)
+	}
+}
+
+// replayed keeps what a replay brings.
+type replayed struct {
+	flows   map[trace.FlowID]*trace.Flow
+	order   []trace.FlowID
+	losses  []trace.Loss
+	packets []packet
+}
+
+// packet is a packet that a rule reported.
+type packet struct {
+	time  int64
+	tuple conntrack.Tuple
+	data  []byte
+	rule  string
+}
+
+func newReplayed() *replayed { return &replayed{flows: map[trace.FlowID]*trace.Flow{}} }
+
+func (r *replayed) put(f *trace.Flow) {
+	if r.flows[f.ID] == nil {
+		r.order = append(r.order, f.ID)
+	}
+	r.flows[f.ID] = f
+}
+
+func (r *replayed) lost(l trace.Loss) { r.losses = append(r.losses, l) }
+
+func (r *replayed) packet(e *trace.Event, data []byte) {
+	p := packet{time: e.Time, tuple: e.Tuple, data: slices.Clone(data), rule: e.Kind.String()}
+	if e.Rule != nil && e.Rule.Purpose != "" {
+		p.rule += ": " + e.Rule.Purpose
+	}
+	r.packets = append(r.packets, p)
+}
+
+// show prints the flows that a filter selects.
+func (r *replayed) show(ctx context.Context, f *replayFlags, nodeName string, filter *trace.Filter, out, talk io.Writer) error {
+	stream := make(chan trace.Message)
+	go func() {
+		defer close(stream)
+		for _, id := range r.order {
+			if flow := r.flows[id]; filter.Match(flow) {
+				stream <- trace.Message{Node: nodeName, Flow: flow}
+			}
+		}
+		stream <- trace.Message{Node: nodeName, End: &trace.End{Losses: r.losses}}
+	}()
+	t := terminalOf(out)
+	err := text.Run(context.WithoutCancel(ctx), text.Config{
+		Out: out, Err: talk, Format: text.Format(f.follow.output), Colour: t.colour, Size: t.size,
+		NoHeader: f.follow.noHeader, List: true, Nodes: 1,
+	}, stream)
+	for range stream { //nolint:revive // whoever writes is to end
+	}
+	return err
+}
+
+// write writes the packets of the flows that a filter selects.
+func (r *replayed) write(name string, h *record.Header, filter *trace.Filter, talk io.Writer) error {
+	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	of := map[conntrack.Tuple][]*trace.Flow{}
+	for _, id := range r.order {
+		f := r.flows[id]
+		of[f.Tuple] = append(of[f.Tuple], f)
+		if !f.Reply.IsZero() {
+			of[f.Reply] = append(of[f.Reply], f)
+			of[f.Reply.Reverse()] = append(of[f.Reply.Reverse()], f)
+		}
+	}
+	out, n := record.NewPcapng(file, "kptrace "+version, h.Node), 0
+	for i := range r.packets {
+		p := &r.packets[i]
+		f := nearest(of[p.tuple], p.time)
+		if f == nil || !filter.Match(f) {
+			continue
+		}
+		n++
+		out.Packet(p.time, packetLength(p.data), p.data, fmt.Sprintf("%s; flow %s: %s -> %s, %s, %s", p.rule, f.ID, f.Service.Name, f.Backend.Addr, text.Why(f), f.Outcome))
+	}
+	if err := errors.Join(out.Close(), file.Close()); err != nil {
+		return err
+	}
+	fmt.Fprintf(talk, "%s: %d packets of %d connections\n", name, n, len(r.flows))
+	return nil
+}
+
+// nearest is the flow that began last before a time, for ports recur.
+func nearest(list []*trace.Flow, at int64) *trace.Flow {
+	var found *trace.Flow
+	for _, f := range list {
+		if found == nil || f.Start.UnixNano() <= at+int64(time.Millisecond) {
+			found = f
+		}
+	}
+	return found
+}
+
+// packetLength is how long a packet says it is.
+func packetLength(b []byte) int {
+	switch {
+	case len(b) >= 20 && b[0]>>4 == 4:
+		return int(b[2])<<8 | int(b[3])
+	case len(b) >= 40 && b[0]>>4 == 6:
+		return 40 + (int(b[4])<<8 | int(b[5]))
+	}
+	return len(b)
+}

@@ -1,0 +1,143 @@
+package node
+
+import (
+	"context"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/record"
+)
+
+const (
+	// tapFrames bounds the frames that wait for a recorder, and with what one
+	// receive brings the memory.
+	tapFrames = 256
+	// stateEvery is how often a recorder looks for a new generation of intent.
+	stateEvery = 100 * time.Millisecond
+)
+
+// taps are the recorders at work. Without any a frame costs one load.
+type taps struct {
+	mu   sync.Mutex // guards changes
+	list atomic.Pointer[[]*tap]
+}
+
+// tap is one recorder.
+type tap struct {
+	frames  chan trace.Frame
+	losses  chan trace.Loss
+	dropped atomic.Uint64
+}
+
+func (t *taps) change(f func([]*tap) []*tap) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var old []*tap
+	if p := t.list.Load(); p != nil {
+		old = *p
+	}
+	list := f(slices.Clone(old))
+	t.list.Store(&list)
+}
+
+// frame gives every recorder a copy. It never waits.
+func (t *taps) frame(f trace.Frame) {
+	p := t.list.Load()
+	if p == nil {
+		return
+	}
+	for _, x := range *p {
+		if len(x.frames) == cap(x.frames) {
+			x.dropped.Add(1)
+			continue
+		}
+		c := f
+		c.Data = slices.Clone(f.Data)
+		select {
+		case x.frames <- c:
+		default:
+			x.dropped.Add(1)
+		}
+	}
+}
+
+// loss tells every recorder what was missed.
+func (t *taps) loss(l trace.Loss) {
+	p := t.list.Load()
+	if p == nil {
+		return
+	}
+	for _, x := range *p {
+		select {
+		case x.losses <- l:
+		default:
+			x.dropped.Add(1)
+		}
+	}
+}
+
+// record writes what the sources read from now on until ctx ends.
+func (n *node) record(ctx context.Context, to io.Writer) error {
+	x := &tap{frames: make(chan trace.Frame, tapFrames), losses: make(chan trace.Loss, tapFrames)}
+	n.tracer.taps.change(func(list []*tap) []*tap { return append(list, x) })
+	defer n.tracer.taps.change(func(list []*tap) []*tap {
+		return slices.DeleteFunc(list, func(o *tap) bool { return o == x })
+	})
+	w, err := record.NewWriter(to, record.Header{
+		Version: n.cfg.Version, Node: n.cfg.Name, Mode: n.cfg.Backend.Mode(), Started: time.Now(),
+		MasqueradeMark: n.cfg.MasqueradeMark, EntriesDecide: n.cfg.ReadOnly,
+	})
+	if err != nil {
+		return err
+	}
+	var told *proxy.View
+	state := func() error {
+		views := n.syncer.Views()
+		if len(views) == 0 || views[0] == told || views[0].Program == nil {
+			return nil
+		}
+		told = views[0]
+		v4, v6 := rulesOf(told.Program)
+		return w.State(record.State{Mode: told.Mode, From: told.From, Snapshot: told.Snapshot, Overlay: told.Overlay, Rules4: v4, Rules6: v6})
+	}
+	tick := time.NewTicker(stateEvery)
+	defer tick.Stop()
+	for err == nil {
+		if err = state(); err != nil {
+			break
+		}
+		select {
+		case f := <-x.frames:
+			err = w.Frame(f)
+		case l := <-x.losses:
+			err = w.Loss(l)
+		case <-tick.C:
+			err = w.Flush()
+		case <-ctx.Done():
+			for err == nil && len(x.frames) > 0 {
+				err = w.Frame(<-x.frames)
+			}
+			if err == nil {
+				err = w.End(x.dropped.Load())
+			}
+			return err
+		}
+	}
+	return err
+}
+
+// rulesOf is a program as iptables-save prints it, by family; of a program that
+// only adds to the rules of others, those too.
+func rulesOf(p proxy.Program) (v4, v6 string) {
+	if r, ok := p.(interface{ Rules() (v4, v6 string) }); ok {
+		return r.Rules()
+	}
+	v4, v6, _ = strings.Cut(p.Text(), "# ip6tables-restore\n")
+	return v4, v6
+}

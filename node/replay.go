@@ -1,0 +1,173 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"time"
+
+	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/liverules"
+	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/correlate"
+	"github.com/kptrace/kptrace/trace/record"
+	"github.com/kptrace/kptrace/trace/source/ctevent"
+	"github.com/kptrace/kptrace/trace/source/ipvs"
+	"github.com/kptrace/kptrace/trace/source/nflog"
+)
+
+// What the correlator lives by, live and in a replay.
+const (
+	// maxFlows bounds the connections the correlator knows at once.
+	maxFlows = 1 << 16
+	// tickEvery is how often timers are looked at and losses collected.
+	tickEvery = 50 * time.Millisecond
+	// hold is how long one source waits for the other; on a busy machine a
+	// reader may not run for a good while.
+	hold = 400 * time.Millisecond
+)
+
+// ReplayConfig says how a recording is looked at again.
+type ReplayConfig struct {
+	Recording *record.Reader
+	// Program makes what a generation of intent meant, for modes whose rules do
+	// not tell: nil, or nil as its answer, leaves it to the rules.
+	Program func(*record.State) proxy.Program
+	// Emit gets every update of a flow, Loss what was missed and Packet the
+	// packets that rules reported, from the IP header on, as much of them as
+	// was copied; the bytes are valid until it returns. The last two may be nil.
+	Emit   func(*trace.Flow)
+	Loss   func(trace.Loss)
+	Packet func(*trace.Event, []byte)
+}
+
+// ReplayStats says what a recording held.
+type ReplayStats struct {
+	Frames, Events uint64
+	States         int
+	First, Last    time.Time
+	// Skipped counts frames of sources that do not replay.
+	Skipped uint64
+	// Dropped are frames that the recorder did not come to.
+	Dropped uint64
+}
+
+// Replay sends a recording through the decoders and the correlator of a live
+// node, by the clock of the recording. It works on any system. An error may come
+// with what was readable before it: see package record.
+func Replay(cfg ReplayConfig) (ReplayStats, error) {
+	h := cfg.Recording.Header()
+	r := &replay{cfg: cfg, decoders: map[trace.SourceID]trace.Decoder{}}
+	r.c = correlate.New(correlate.Config{
+		Node: h.Node, Views: func() []*proxy.View { return r.views }, Emit: cfg.Emit, Hold: hold,
+		MasqueradeMark: h.MasqueradeMark, MaxFlows: maxFlows, EntriesDecide: h.EntriesDecide,
+	})
+	reports := nflog.NewDecoder(r.lookup)
+	reports.Packets = cfg.Packet
+	r.decoders[trace.NFLog] = reports
+	r.decoders[trace.Conntrack] = ctevent.NewDecoder()
+	r.decoders[trace.IPVS] = ipvs.NewDecoder()
+	err := r.run()
+	if !r.stats.Last.IsZero() {
+		r.c.Advance(r.stats.Last.Add(time.Minute)) // what is decided by waiting
+		r.c.Flows(func(*trace.Flow) bool { return true })
+	}
+	return r.stats, err
+}
+
+type replay struct {
+	cfg      ReplayConfig
+	c        *correlate.Correlator
+	decoders map[trace.SourceID]trace.Decoder
+	views    []*proxy.View
+	events   []trace.Event
+	advanced int64
+	stats    ReplayStats
+}
+
+func (r *replay) lookup(prefix []byte) *proxy.Rule {
+	for _, v := range r.views {
+		if rule := v.Program.Index().Lookup(prefix); rule != nil {
+			return rule
+		}
+	}
+	return nil
+}
+
+func (r *replay) run() error {
+	for {
+		it, err := r.cfg.Recording.Next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case it.State != nil:
+			if err := r.state(it.State); err != nil {
+				return err
+			}
+		case it.Frame != nil:
+			r.frame(it.Frame)
+		case it.Loss != nil:
+			r.c.Lost(*it.Loss)
+			if r.cfg.Loss != nil {
+				r.cfg.Loss(*it.Loss)
+			}
+		case it.End != nil:
+			r.stats.Dropped = it.End.Dropped
+		}
+	}
+}
+
+// state makes a generation of intent the newest one.
+func (r *replay) state(s *record.State) error {
+	var p proxy.Program
+	if r.cfg.Program != nil {
+		p = r.cfg.Program(s)
+	}
+	if p == nil {
+		var rulesets []*xtables.Ruleset
+		for fa, text := range map[xtables.Family]string{xtables.IPv4: s.Rules4, xtables.IPv6: s.Rules6} {
+			if text == "" {
+				continue
+			}
+			rs, err := xtables.Parse(fa, text)
+			if err != nil {
+				return fmt.Errorf("node: reading the recorded rules: %w", err)
+			}
+			rulesets = append(rulesets, rs)
+		}
+		addrs := s.Snapshot.Node.Addrs
+		p = liverules.New(liverules.Config{Addrs: addrs, Snapshot: s.Snapshot, Overlay: s.Overlay}, rulesets...)
+	}
+	v := &proxy.View{Mode: s.Mode, Snapshot: s.Snapshot, Overlay: s.Overlay, Program: p, From: s.From, Done: s.From}
+	r.views = append([]*proxy.View{v}, r.views[:min(len(r.views), 7)]...)
+	r.stats.States++
+	return nil
+}
+
+func (r *replay) frame(f *trace.Frame) {
+	r.stats.Frames++
+	at := time.Unix(0, f.Time)
+	if r.stats.First.IsZero() {
+		r.stats.First = at
+	}
+	r.stats.Last = at
+	d := r.decoders[f.Source]
+	if d == nil {
+		r.stats.Skipped++
+		return
+	}
+	// What timers found out before this frame was read.
+	if f.Time-r.advanced >= int64(tickEvery) && f.Time < math.MaxInt64 {
+		r.advanced = f.Time
+		r.c.Advance(at)
+	}
+	r.events = d.Decode(*f, r.events[:0])
+	r.stats.Events += uint64(len(r.events))
+	for i := range r.events {
+		r.c.Handle(&r.events[i])
+	}
+}
