@@ -173,7 +173,7 @@ func replaceFile(path string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) //nolint:errcheck // it is gone where all went well
+	defer os.Remove(f.Name()) // it is gone where all went well
 	_, err = f.Write(b)
 	for _, step := range []func() error{f.Sync, func() error { return f.Chmod(0o644) }, f.Close} {
 		if e := step(); err == nil {
