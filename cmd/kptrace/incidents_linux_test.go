@@ -54,8 +54,8 @@ func causes(t *testing.T, flavour string) {
 			wantFinding(t, d, in)
 			continue
 		}
-		seen := map[string]int{}
-		good := 0
+		var seen map[string]int // by reason
+		var good int
 		for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(500 * time.Millisecond) {
 			seen, good = map[string]int{}, 0
 			for _, f := range failures(t, d, in.Service, began.Add(time.Second)) {
