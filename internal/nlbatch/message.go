@@ -43,8 +43,7 @@ func Attr(b []byte, typ uint16, data ...byte) []byte {
 	return b
 }
 
-// Uint16, Uint32 and String append an attribute in the machine's byte order, a
-// string with its NUL.
+// Uint16 appends a 16-bit attribute in the machine's byte order.
 func Uint16(b []byte, typ, v uint16) []byte {
 	return Attr(b, typ, binary.NativeEndian.AppendUint16(nil, v)...)
 }

@@ -36,11 +36,13 @@ func large(moved int) *proxy.Snapshot {
 // namespace, and one endpoint that moved.
 func BenchmarkSync(b *testing.B) {
 	apply := func(b *testing.B, back *Backend, s *proxy.Snapshot) {
+		b.Helper()
 		if _, err := back.Apply(context.Background(), back.Render(s, proxy.Overlay{})); err != nil {
 			b.Fatal(err)
 		}
 	}
 	fresh := func(b *testing.B) (*Backend, func()) {
+		b.Helper()
 		ns, err := netns.New()
 		if err != nil {
 			b.Fatal(err)

@@ -93,10 +93,6 @@ type plan struct {
 	problems map[*unit]error
 }
 
-func (p *plan) size() int {
-	return len(p.members) + len(p.servers) + len(p.addrs) + len(p.leave) + len(p.unbound) + len(p.stale)
-}
-
 // graceful reports whether connections of a protocol may end in peace. Those of
 // UDP have no end that anybody sees.
 func graceful(proto conntrack.Proto) bool { return proto != conntrack.UDP }
@@ -291,7 +287,7 @@ func (h *held) refused(o *op) {
 	}
 }
 
-// leaving lists the virtual servers of which real servers leave, or that do so
+// leavers lists the virtual servers of which real servers leave, or that do so
 // themselves.
 func (h *held) leavers() []*heldVirtual {
 	var out []*heldVirtual

@@ -29,9 +29,7 @@ func (p *program) Walk(pkt proxy.Packet) proxy.Outcome {
 type walking struct {
 	f     *familyProgram
 	units []*unit // that could concern the packet
-	// picked is the real server behind IPVS.
-	picked *unit
-	out    proxy.Outcome
+	out   proxy.Outcome
 }
 
 const tcpSYN = 2
