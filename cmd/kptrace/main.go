@@ -89,8 +89,10 @@ func newRootCmd() *cobra.Command {
 why: which endpoint, by which rule, with what chance, was it affinity, was it
 retried, and what then happened.
 
-It contains a kube-proxy (kptrace proxy), a cluster in namespaces to try it on
-without root (kptrace lab), and the questions (follow, show, status).`,
+It contains a kube-proxy in three modes (kptrace proxy), an agent that watches
+beside the kube-proxy you have (kptrace agent), a cluster in namespaces to try it
+on without root (kptrace lab), and the questions: follow, explain, check, diagnose,
+show, status.`,
 		Example: `  # A cluster on this machine, traffic, and one line per connection, for 15 s
   kptrace lab run --for 15s
 
