@@ -136,7 +136,7 @@ func TestTransitions(t *testing.T) {
 			}
 			close(stop)
 			wg.Wait()
-			judge(w, t, tries, spans)
+			judge(t, w, tries, spans)
 			for s, tries := range steady {
 				stuck := tries[0].reply.Endpoint
 				for i, c := range tries {
@@ -155,7 +155,7 @@ func TestTransitions(t *testing.T) {
 }
 
 // judge holds every connection against the spans it overlaps.
-func judge(w *proxytest.World, t *testing.T, tries []try, spans []span) {
+func judge(t *testing.T, w *proxytest.World, tries []try, spans []span) {
 	counts, bad := map[string]int{}, 0
 	for _, c := range tries {
 		outcome := c.reply.Outcome()

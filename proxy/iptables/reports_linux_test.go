@@ -87,7 +87,7 @@ func TestReports(t *testing.T) {
 				t.Run(tt.name, func(t *testing.T) {
 					to := netip.MustParseAddrPort(tt.to)
 					if tt.name == "datagrams" {
-						exchange(w, t, tt.from, to)
+						exchange(t, w, tt.from, to)
 					} else {
 						w.From(tt.from, tt.kind, to, time.Second)
 					}
@@ -110,7 +110,7 @@ func TestReports(t *testing.T) {
 }
 
 // exchange sends three datagrams and waits for the answer to each.
-func exchange(w *proxytest.World, t *testing.T, s proxytest.Source, to netip.AddrPort) {
+func exchange(t *testing.T, w *proxytest.World, s proxytest.Source, to netip.AddrPort) {
 	err := w.NS[s].Do(func() error {
 		c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(to))
 		if err != nil {

@@ -1,6 +1,7 @@
 package userspace
 
 import (
+	"errors"
 	"net"
 	"sync"
 	"syscall"
@@ -157,13 +158,13 @@ func (c *carrier) fillFrom(fd uintptr) bool {
 			m, err = unix.Read(int(fd), c.buf)
 			n = int64(m)
 		}
-		switch err {
-		case nil:
+		switch {
+		case err == nil:
 			c.n, c.off, c.err = int(n), 0, nil
 			return true
-		case syscall.EINTR:
+		case errors.Is(err, syscall.EINTR):
 			continue
-		case syscall.EAGAIN:
+		case errors.Is(err, syscall.EAGAIN):
 			c.release(true)
 			return false
 		}
@@ -184,13 +185,13 @@ func (c *carrier) drainTo(fd uintptr) bool {
 			m, err = unix.Write(int(fd), c.buf[c.off:c.off+c.n])
 			n = int64(m)
 		}
-		switch err {
-		case nil:
+		switch {
+		case err == nil:
 			c.n -= int(n)
 			c.off += int(n)
 			c.carted += uint64(n)
-		case syscall.EINTR:
-		case syscall.EAGAIN:
+		case errors.Is(err, syscall.EINTR):
+		case errors.Is(err, syscall.EAGAIN):
 			return false
 		default:
 			c.err = err

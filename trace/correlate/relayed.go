@@ -143,12 +143,12 @@ func relayOutcome(r *rec, f *trace.Flow, e *trace.Event) (trace.Outcome, trace.R
 		return trace.Closed, trace.NoReason
 	}
 	a := last(f)
-	switch {
-	case a.Outcome == tryRefused:
+	switch a.Outcome {
+	case tryRefused:
 		return trace.Refused, trace.EndpointRefused
-	case a.Outcome == tryUnreachable:
+	case tryUnreachable:
 		return trace.Refused, trace.Unreachable
-	case a.Outcome == tryPending:
+	case tryPending:
 		a.Outcome = tryTimeout
 	}
 	return trace.Timeout, noAnswer(r)
