@@ -101,6 +101,15 @@ func setUpAndStart(extra int) (pid int, failed *setupStep) {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return 0, &setupStep{doMountProc, err}
 	}
+	if Rootless() {
+		// The first network namespace was made together with the user namespace,
+		// before that knew any uid. To such a one the kernel gives files below
+		// /proc/net that belong to root outside, and iptables-legacy cannot read
+		// its own (proc_net_ns_init of linux/fs/proc/proc_net.c).
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return 0, &setupStep{doClone, err}
+		}
+	}
 	if err := loopbackUp(); err != nil {
 		return 0, &setupStep{doLoopback, err}
 	}

@@ -185,6 +185,11 @@ func TestRootless(t *testing.T) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 1<<24); !errors.Is(err, unix.EPERM) {
 		t.Errorf("SO_RCVBUFFORCE: %v; Rootless promises EPERM", err)
 	}
+	// What is below /proc/net is ours, or iptables-legacy could not read its tables.
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/net/dev", &st); err != nil || st.Uid != 0 || st.Gid != 0 {
+		t.Errorf("/proc/net/dev: owner %d:%d, %v; want 0:0", st.Uid, st.Gid, err)
+	}
 }
 
 // TestNewInsideDo makes namespaces inside of one: no thread may stay in it.
