@@ -54,7 +54,7 @@ func (n *node) inspect(ctx context.Context) (*check.State, error) {
 	if v := n.view(); v != nil {
 		s.Snapshot, s.Overlay = v.Snapshot, v.Overlay
 		if n.follows() == nil {
-			s.Program = v.Program
+			s.Program, s.Frontends = v.Program, n.udpFrontends(v.Snapshot)
 		}
 	}
 	stats := n.syncer.Stats()

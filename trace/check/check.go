@@ -81,6 +81,10 @@ type State struct {
 	// Entries are connection tracking's, and Counters its counters.
 	Entries  []conntrack.Flow
 	Counters *conntrack.Stats
+	// Frontends says where UDP clients are led: to the endpoints of the Snapshot if
+	// it is nil, and to the proxy's own ports in userspace mode, where only the
+	// proxy itself knows them.
+	Frontends conntrack.Frontends
 	// Sysctls are settings below /proc/sys by name, as "net/ipv4/ip_forward".
 	Sysctls map[string]string
 	// Links are the names of the node's interfaces, Bridges those that are

@@ -239,6 +239,36 @@ func withEndpoints(s *check.State, name proxy.PortName, f func([]proxy.Endpoint)
 	s.Snapshot = &snap
 }
 
+// TestStaleInUserspaceMode: there entries lead to ports of the proxy, and only
+// those that lead elsewhere are stale.
+func TestStaleInUserspaceMode(t *testing.T) {
+	src, dst := netip.MustParseAddrPort("10.244.1.10:4000"), netip.MustParseAddrPort("10.96.0.13:53")
+	port, gone := netip.MustParseAddrPort("192.0.2.1:34567"), netip.MustParseAddrPort("192.0.2.1:34568")
+	at := func(to netip.AddrPort) []conntrack.Flow {
+		return []conntrack.Flow{{Orig: conntrack.NewTuple(conntrack.UDP, src, dst), Reply: conntrack.NewTuple(conntrack.UDP, to, src)}}
+	}
+	frontends := conntrack.Frontends{dst: conntrack.Backends{port: {}}}
+	rules := dumps(t, xtables.IPv4, "*nat\n:KUBE-PORTALS-CONTAINER - [0:0]\n-A KUBE-PORTALS-CONTAINER -d 10.96.0.13/32 -p udp -m udp --dport 53 -j DNAT --to-destination 192.0.2.1:34567\nCOMMIT\n")
+	for _, c := range []struct {
+		name      string
+		frontends conntrack.Frontends
+		entries   []conntrack.Flow
+		stale     bool
+	}{
+		{"to the proxy's port", frontends, at(port), false},
+		{"to a port that is gone", frontends, at(gone), true},
+		{"of another proxy", nil, at(port), false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := &check.State{Snapshot: proxytest.Cases()[0].Setup.Snapshot, Dumps: rules, Entries: c.entries, Frontends: c.frontends}
+			got := slices.ContainsFunc(check.Run(s, check.Options{}), func(f check.Finding) bool { return f.Code == "conntrack-stale" })
+			if got != c.stale {
+				t.Errorf("stale is %v, want %v", got, c.stale)
+			}
+		})
+	}
+}
+
 func TestIgnoreUnknown(t *testing.T) {
 	if err := (&check.Options{Ignore: []string{"odds-*", "rp-filter:net*"}}).Validate(); err != nil {
 		t.Error(err)

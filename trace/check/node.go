@@ -88,7 +88,13 @@ func (c *checker) stale() {
 	if c.Snapshot == nil || len(c.Entries) == 0 {
 		return
 	}
-	frontends := c.Snapshot.UDPFrontends()
+	frontends := c.Frontends
+	if frontends == nil {
+		if c.live != nil && c.live.Mode() == proxy.Userspace {
+			return // entries lead to ports that only that proxy knows
+		}
+		frontends = c.Snapshot.UDPFrontends()
+	}
 	local := func(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(c.Addrs, a) }
 	found := make(map[netip.AddrPort][]conntrack.Flow)
 	for i := range c.Entries {
