@@ -1,3 +1,5 @@
+//go:build benchuserspace
+
 package userspace
 
 import (
