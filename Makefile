@@ -24,7 +24,7 @@ export GOFLAGS := -trimpath -buildvcs=false $(GOFLAGS)
 export BENCH_SHORT FUZZTIME
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 deps: ## set up what is missing outside Go (iptables, ipset, user-mode-linux, Prometheus); silent when nothing is
 	@scripts/deps.sh
@@ -69,7 +69,7 @@ bench-sets: deps ## many source ranges as plain rules and as an ipset, as root, 
 fuzz: ## every fuzz target for FUZZTIME
 	@scripts/fuzz.sh
 
-generate: ## the code made from .proto files
+generate: ## the code made from .proto files, the dashboards, docs/metrics.md
 	@scripts/generate.sh
 
 install: build ## bin/kptrace and kubectl-kptrace into PREFIX/bin

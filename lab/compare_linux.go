@@ -65,7 +65,7 @@ func Compare(ctx context.Context, cfg CompareConfig, c Case) (row ModeCase, err 
 		return row, err
 	}
 	if c.Fault == FaultNone && cfg.Bulk > 0 {
-		err = bulk(l, cfg.Bulk, &row)
+		err = bulk(ctx, l, cfg.Bulk, &row)
 	}
 	return row, err
 }
@@ -156,10 +156,10 @@ func fast(ctx context.Context, l *Lab, cfg CompareConfig, row *ModeCase) error {
 }
 
 // bulk moves bytes from a pod to the client through the Service.
-func bulk(l *Lab, size int64, row *ModeCase) error {
+func bulk(ctx context.Context, l *Lab, size int64, row *ModeCase) error {
 	var listener net.Listener
 	err := l.Do(comparePod, func() (err error) {
-		listener, err = net.Listen("tcp4", ":9000")
+		listener, err = new(net.ListenConfig).Listen(ctx, "tcp4", ":9000")
 		return err
 	})
 	if err != nil {
@@ -182,7 +182,7 @@ func bulk(l *Lab, size int64, row *ModeCase) error {
 	}()
 	var c net.Conn
 	if err := l.Do(compareClient, func() (err error) {
-		c, err = net.DialTimeout("tcp4", "10.96.0.11:9000", compareWait)
+		c, err = (&net.Dialer{Timeout: compareWait}).DialContext(ctx, "tcp4", "10.96.0.11:9000")
 		return err
 	}); err != nil {
 		return err

@@ -187,7 +187,7 @@ func (r *replayed) show(ctx context.Context, f *replayFlags, nodeName string, fi
 		Out: out, Err: talk, Format: text.Format(f.follow.output), Colour: t.colour, Size: t.size,
 		NoHeader: f.follow.noHeader, List: true, Nodes: 1,
 	}, stream)
-	for range stream { //nolint:revive // whoever writes is to end
+	for range stream { // whoever writes is to end
 	}
 	return err
 }

@@ -210,7 +210,7 @@ func (w *World) Serve(s Source) {
 				if err != nil {
 					return
 				}
-				u.WriteToUDPAddrPort(fmt.Appendf(nil, "%s:5353 %s\n", s, netip.AddrPortFrom(from.Addr().Unmap(), from.Port())), from)
+				_, _ = u.WriteToUDPAddrPort(fmt.Appendf(nil, "%s:5353 %s\n", s, netip.AddrPortFrom(from.Addr().Unmap(), from.Port())), from)
 			}
 		}()
 		return nil
@@ -225,7 +225,7 @@ type Reply struct {
 	Err      error
 }
 
-// outcome is the Reply in one word.
+// Outcome is the Reply in one word.
 func (r Reply) Outcome() string {
 	var timeout net.Error
 	switch {
@@ -249,10 +249,12 @@ func Dial(proto conntrack.Proto, to netip.AddrPort, timeout time.Duration) Reply
 		return Reply{Err: err}
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(timeout))
+	if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return Reply{Err: err}
+	}
 	var b []byte
 	if tcp, ok := c.(*net.TCPConn); ok {
-		tcp.SetLinger(0)
+		_ = tcp.SetLinger(0)
 		b, err = io.ReadAll(c)
 	} else {
 		b = make([]byte, 64)

@@ -289,7 +289,7 @@ func (w *world) from(ip netip.Addr, want error) (time.Duration, error) {
 		took = append(took, time.Since(start))
 		unix.Close(fd)
 		if !errors.Is(err, want) {
-			return 0, fmt.Errorf("a packet from %s: %w, want %v", ip, err, want)
+			return 0, fmt.Errorf("a packet from %s: %w, want %w", ip, err, want)
 		}
 	}
 	return median(took), nil

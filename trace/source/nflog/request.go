@@ -18,7 +18,7 @@ func ParseRequest(b []byte) (conntrack.Tuple, trace.SpanContext, bool) {
 		return conntrack.Tuple{}, none, false
 	}
 	be := binary.BigEndian
-	t := conntrack.Tuple{}
+	var t conntrack.Tuple
 	sport, dport := be.Uint16(p.payload), be.Uint16(p.payload[2:])
 	if len(p.src) == 4 {
 		t = conntrack.TupleOf4(p.proto, p.src, p.dst, sport, dport)
