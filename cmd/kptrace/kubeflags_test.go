@@ -60,7 +60,7 @@ func TestEveryFlag(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	if len(said) != 1 || !strings.HasPrefix(said[0], "accepted, and without effect in kptrace: ") ||
-		!strings.Contains(said[0], "--ipvs-scheduler") || strings.Contains(said[0], "--masquerade-all") {
+		!strings.Contains(said[0], "--feature-gates") || strings.Contains(said[0], "--masquerade-all") {
 		t.Errorf("said %q", said)
 	}
 }
