@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kptrace/kptrace/lab"
 	"github.com/kptrace/kptrace/proxy"
@@ -15,7 +16,11 @@ import (
 func TestCompare(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t)
-	out := d.must("lab", "compare", "--modes", "userspace,iptables", "--connections", "90", "--rate", "100", "--fast", "500ms", "--json")
+	run := d.start("kptrace", "lab", "compare", "--modes", "userspace,iptables", "--connections", "90", "--rate", "100", "--fast", "500ms", "--json")
+	if code := run.end(4 * time.Minute); code != 0 { // seven labs, one after the other
+		t.Fatalf("exit %d: %s", code, run.err)
+	}
+	out := run.out.String()
 	var c lab.Comparison
 	dec := json.NewDecoder(strings.NewReader(out))
 	dec.DisallowUnknownFields()
