@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
 )
 
 // Cleanup removes everything the mode ever writes, and nothing else: chains of
@@ -63,7 +64,7 @@ func (l *Leftovers) Cleanup(ctx context.Context) error {
 // alone reports whether a chain is this mode's and no other's.
 func alone(table, chain string) bool {
 	switch chain {
-	case chainNodePort, chainLoadBalancer, chainSourceRanges, chainFilter, chainOutFilter, chainLife, chainPick:
+	case chainNodePort, chainLoadBalancer, chainSourceRanges, chainFilter, chainOutFilter, proxy.ChainLife, proxy.ChainPick:
 		return isOurs(table, chain)
 	}
 	return false

@@ -20,9 +20,6 @@ const (
 	chainSourceRanges = "KUBE-SOURCE-RANGES-FIREWALL"
 	chainFilter       = "KUBE-IPVS-FILTER"
 	chainOutFilter    = "KUBE-IPVS-OUT-FILTER"
-	chainTrace        = "KPTRACE"
-	chainLife         = "KPTRACE-LIFE"
-	chainPick         = "KPTRACE-PICK"
 )
 
 // The ids of tags. Rules do not grow with Services, so a tag says what happened
@@ -33,11 +30,8 @@ const (
 	idSourceRanges = "range"
 )
 
-// What of each packet the NFLOG rules copy; see proxy/iptables.
-const (
-	nflogSize     = 64
-	nflogSizeICMP = 128
-)
+// nflogSize is what of each packet the NFLOG rules copy; see proxy/iptables.
+const nflogSize = 64
 
 // rulesWriter makes the rules of one family.
 type rulesWriter struct {
@@ -209,45 +203,11 @@ func (w *rulesWriter) mangle() {
 	if !w.cfg.Trace {
 		return
 	}
-	icmp := "icmp"
-	if w.ip6 {
-		icmp = "ipv6-icmp"
+	r := proxy.Reports{
+		Group: w.cfg.NFLogGroup, Virtual: setVirtual.name(w.ip6), Real: setReal.name(w.ip6),
+		Picked: "-m ipvs --ipvs", PickID: proxy.IDScheduled,
 	}
-	const about = "kptrace: life of service connections"
-	for _, from := range []string{"PREROUTING", "OUTPUT"} {
-		in := "" // what comes in by lo went out by OUTPUT
-		if from == "PREROUTING" {
-			in = "! -i lo "
-		}
-		w.jump("mangle", chainTrace, in+"-p udp -m conntrack --ctstate NEW", about, from)
-		w.jump("mangle", chainTrace, in+"-p udp -m conntrack --ctdir REPLY -m connbytes --connbytes 1:1 --connbytes-mode packets --connbytes-dir reply", about, from)
-		w.jump("mangle", chainTrace, in+"-p "+icmp+" -m conntrack --ctstate RELATED", about, from)
-		w.jump("mangle", chainTrace, in+"-p sctp -m sctp --chunk-types any INIT,INIT_ACK,ABORT,SHUTDOWN", about, from)
-		w.jump("mangle", chainTrace, in+"-p tcp -m tcp ! --tcp-flags FIN,SYN,RST NONE", about, from)
-	}
-	life := func(kind proxy.TagKind, id, match, purpose string, size int) string {
-		chain := chainLife
-		if kind == proxy.TagICMP {
-			chain = chainTrace
-		}
-		return w.log(match, proxy.Tag{Kind: kind, ID: id}, size, proxy.Rule{Table: "mangle", Chain: chain, Purpose: purpose})
-	}
-	w.chain("mangle", chainTrace,
-		life(proxy.TagICMP, "", "-p "+icmp, "report an ICMP error about a service connection", nflogSizeICMP),
-		w.in(setVirtual, "dst,dst")+" -j "+chainLife,
-		w.in(setReal, "src,src")+" -j "+chainLife)
-	w.chain("mangle", chainLife,
-		life(proxy.TagSynAck, "", "-p tcp -m tcp --tcp-flags SYN,ACK SYN,ACK", "report the answer to a SYN", nflogSize),
-		life(proxy.TagFin, "", "-p tcp -m tcp --tcp-flags FIN FIN", "report the end of one direction", nflogSize),
-		life(proxy.TagRst, "", "-p tcp -m tcp --tcp-flags RST RST", "report a reset", nflogSize),
-		life(proxy.TagSynAck, "", "-p sctp -m sctp --chunk-types any INIT_ACK", "report the answer to an INIT", nflogSize),
-		life(proxy.TagFin, "", "-p sctp -m sctp --chunk-types any SHUTDOWN", "report the end of an association", nflogSize),
-		life(proxy.TagRst, "", "-p sctp -m sctp --chunk-types any ABORT", "report an abort", nflogSize),
-		life(proxy.TagReply, "", "-p udp -m conntrack --ctdir REPLY", "report the first answer of a UDP flow", nflogSize),
-		life(proxy.TagSyn, proxy.IDVirtual, "-m conntrack --ctstate NEW", "report a connection to a Service before IPVS picks, and each SYN sent again", nflogSize))
-	w.chain("mangle", chainPick,
-		life(proxy.TagPick, proxy.IDScheduled, "-m ipvs --ipvs", "report which endpoint IPVS picked: it is the packet's destination", nflogSize))
-	w.jump("mangle", chainPick, "-m conntrack --ctstate NEW", about, "POSTROUTING")
+	w.tagged = append(w.tagged, r.AddTo(&w.layout)...)
 }
 
 // isOurs reports whether a chain is one of ours, or one that the iptables mode
@@ -266,7 +226,7 @@ func isOurs(table, chain string) bool {
 		return table == "filter" || table == "mangle"
 	case chainOutFilter:
 		return table == "mangle" || table == "filter"
-	case chainTrace, chainLife, chainPick:
+	case proxy.ChainTrace, proxy.ChainLife, proxy.ChainPick:
 		return table == "mangle"
 	}
 	return false
