@@ -100,7 +100,7 @@ func (n *fakeNode) publish(id int, service string, o trace.Outcome) *trace.Flow 
 func call(ctx context.Context, verb *cobra.Command, args ...string) (code int, stdout, stderr string) {
 	var out, talk lockedBuffer
 	verb.SilenceErrors, verb.SilenceUsage = true, true
-	verb.SetArgs(args)
+	verb.SetArgs(append([]string{}, args...)) // not nil, which stands for os.Args
 	verb.SetOut(&out)
 	verb.SetErr(&talk)
 	err := verb.ExecuteContext(ctx)
