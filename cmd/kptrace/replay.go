@@ -97,7 +97,7 @@ func (f *replayFlags) run(ctx context.Context, name string, args []string, stdin
 	}
 	h := rec.Header()
 	flows := newReplayed()
-	cfg := node.ReplayConfig{Recording: rec, Program: programOf(), Emit: flows.put, Loss: flows.lost}
+	cfg := node.ReplayConfig{Recording: rec, Program: programOf, Emit: flows.put, Loss: flows.lost}
 	if f.pcapng != "" {
 		cfg.Packet = flows.packet
 	}
@@ -121,18 +121,17 @@ func (f *replayFlags) run(ctx context.Context, name string, args []string, stdin
 	return errors.Join(err, flows.show(ctx, f, h.Node, &req.Filter, out, talk))
 }
 
-// programOf makes programs for modes whose rules do not tell what they mean.
-func programOf() func(*record.State) proxy.Program {
-	return func(s *record.State) proxy.Program {
-		if s.Mode != proxy.IPVS {
-			return nil
-		}
-		b, err := ipvs.New(ipvs.Config{Trace: true})
-		if err != nil {
-			return nil
-		}
-		return b.Render(s.Snapshot, s.Overlay)
+// programOf makes the program of a mode whose rules do not tell what they mean,
+// nil for others.
+func programOf(s *record.State) proxy.Program {
+	if s.Mode != proxy.IPVS {
+		return nil
 	}
+	b, err := ipvs.New(ipvs.Config{Trace: true})
+	if err != nil {
+		return nil
+	}
+	return b.Render(s.Snapshot, s.Overlay)
 }
 
 // replayed keeps what a replay brings.
@@ -215,7 +214,12 @@ func (r *replayed) write(name string, h *record.Header, filter *trace.Filter, ta
 			continue
 		}
 		n++
-		out.Packet(p.time, packetLength(p.data), p.data, fmt.Sprintf("%s; flow %s: %s -> %s, %s, %s", p.rule, f.ID, f.Service.Name, f.Backend.Addr, text.Why(f), f.Outcome))
+		backend := "no endpoint"
+		if f.Backend.Addr.IsValid() {
+			backend = f.Backend.Addr.String()
+		}
+		out.Packet(p.time, packetLength(p.data), p.data,
+			fmt.Sprintf("%s; flow %s: %s -> %s, %s, %s", p.rule, f.ID, f.Service.Name, backend, text.Why(f), f.Outcome))
 	}
 	if err := errors.Join(out.Close(), file.Close()); err != nil {
 		return err
