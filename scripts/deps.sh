@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sets up what kptrace needs from outside Go: the iptables of both flavours,
-# ipset, user-mode-linux, and Prometheus with promtool. Silent and instant when
+# ipset, nftables, user-mode-linux, and Prometheus with promtool. Silent and instant when
 # all is there.
 #
 #	scripts/deps.sh          what the demo and the tests need
