@@ -26,6 +26,14 @@ type Messages struct {
 // NewMessages returns an iterator over data, which it refers to.
 func NewMessages(data []byte) Messages { return Messages{rest: data} }
 
+// CountMessages returns how many messages data holds.
+func CountMessages(data []byte) (n uint64) {
+	for m := NewMessages(data); m.Next(); {
+		n++
+	}
+	return n
+}
+
 // Next goes to the next message and reports whether there is one.
 func (m *Messages) Next() bool {
 	for len(m.rest) > 0 {

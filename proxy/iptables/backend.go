@@ -20,7 +20,7 @@ type Backend struct {
 	memoNode proxy.Node
 	// memoLarge says whether units were made without comments of endpoints.
 	memoLarge bool
-	walks     *walkCache
+	walks     *proxy.WalkCache[walkKey]
 
 	apply   sync.Mutex // protects what follows
 	flavour xtables.Flavour

@@ -16,7 +16,7 @@ type program struct {
 	units    []*unit // in the order of the Snapshot
 	claims   map[proxy.Claim]proxy.Owner
 	problems []proxy.Problem
-	walks    *walkCache
+	walks    *proxy.WalkCache[walkKey]
 
 	indexed sync.Once // guards index
 	index   proxy.Index

@@ -312,7 +312,7 @@ func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 		p.units = append(p.units, u)
 	}
 	if b.walks == nil || !same {
-		b.walks = newWalkCache()
+		b.walks = proxy.NewWalkCache[walkKey]()
 	}
 	p.walks = b.walks
 	b.memo, b.memoNode, b.memoLarge = memo, s.Node, r.large

@@ -27,11 +27,11 @@ func (p *program) Walk(pkt proxy.Packet) proxy.Outcome {
 		key.units[i] = p.units[o.Unit]
 	}
 	key.source = p.sourceClass(&pkt, key.units)
-	if out, ok := p.walks.get(key); ok {
+	if out, ok := p.walks.Get(key); ok {
 		return out
 	}
 	out := p.walk(pkt, owners)
-	p.walks.put(key, out)
+	p.walks.Put(key, out)
 	return out
 }
 

@@ -15,7 +15,7 @@ type family struct {
 	node      proxy.Node
 	nodePorts []netip.Addr
 	local     []netip.Addr
-	walks     *walkCache
+	walks     *proxy.WalkCache[walkKey]
 }
 
 // renderer renders one family for one Config and Node.
@@ -82,7 +82,7 @@ func (b *Backend) renderFamily(mem *family, ip6 bool, s *proxy.Snapshot, o proxy
 		}
 	}
 	if mem.walks == nil || !same {
-		mem.walks = newWalkCache()
+		mem.walks = proxy.NewWalkCache[walkKey]()
 	}
 	f.cache = mem.walks
 	mem.memo, mem.node, mem.nodePorts, mem.local = memo, s.Node, r.nodePorts, r.nodeAddrs
@@ -116,7 +116,7 @@ type familyProgram struct {
 	tagged   []*proxy.Rule
 	problems []proxy.Problem
 
-	cache *walkCache
+	cache *proxy.WalkCache[walkKey]
 
 	walks sync.Once // guards rules
 	rules *xtables.Walker

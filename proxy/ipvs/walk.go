@@ -42,11 +42,11 @@ func (f *familyProgram) walk(pkt proxy.Packet) proxy.Outcome {
 		return f.walkOnce(pkt, nil, via) // addresses without number: not to be kept
 	}
 	key := walkKey{unit: u, dst: pkt.Dst, proto: pkt.Proto, fromNode: pkt.FromNode, lo: pkt.In == "lo", source: f.sourceOf(&pkt, u)}
-	if out, ok := f.cache.get(key); ok {
+	if out, ok := f.cache.Get(key); ok {
 		return out
 	}
 	out := f.walkOnce(pkt, u, via)
-	f.cache.put(key, out)
+	f.cache.Put(key, out)
 	return out
 }
 

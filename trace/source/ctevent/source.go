@@ -1,7 +1,6 @@
 package ctevent
 
 import (
-	"sync/atomic"
 	"time"
 
 	"github.com/kptrace/kptrace/trace"
@@ -26,11 +25,7 @@ type Config struct {
 type Source struct {
 	config  Config
 	decoder *Decoder
-
-	frames, bytes, events atomic.Uint64
-	lost, overruns        atomic.Uint64
-	receiveBuffer         atomic.Int64
-	note                  atomic.Pointer[string]
+	tally   *trace.Tally
 }
 
 var (
@@ -46,10 +41,7 @@ func New(c Config) *Source {
 	if c.Tick == 0 {
 		c.Tick = 5 * time.Millisecond
 	}
-	if c.OnLoss == nil {
-		c.OnLoss = func(trace.Loss) {}
-	}
-	return &Source{config: c, decoder: NewDecoder()}
+	return &Source{config: c, decoder: NewDecoder(), tally: trace.NewTally(trace.Conntrack, c.OnLoss)}
 }
 
 // ID returns trace.Conntrack.
@@ -63,16 +55,5 @@ func (s *Source) Decoder() *Decoder { return s.decoder }
 // that arrived and Lost those the kernel dropped; Foreign counts what the
 // Decoder left out: other protocols than TCP, UDP and SCTP.
 func (s *Source) Stats() trace.SourceStats {
-	d := s.decoder.Stats()
-	st := trace.SourceStats{
-		Source: trace.Conntrack,
-		Frames: s.frames.Load(), Bytes: s.bytes.Load(), Events: s.events.Load(),
-		Lost: s.lost.Load(), Overruns: s.overruns.Load(),
-		Foreign: d.Foreign, Damaged: d.Damaged,
-		ReceiveBuffer: int(s.receiveBuffer.Load()),
-	}
-	if note := s.note.Load(); note != nil {
-		st.Note = *note
-	}
-	return st
+	return s.tally.Stats(s.decoder.Stats())
 }

@@ -20,7 +20,6 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 		return fmt.Errorf("ctevent: %w", err)
 	}
 	defer sock.Close()
-	s.receiveBuffer.Store(int64(sock.ReceiveBuffer()))
 	for _, group := range []int{nfnl.GroupConntrackNew, nfnl.GroupConntrackDestroy} {
 		if err := sock.Join(group); err != nil {
 			return fmt.Errorf("ctevent: listening to events (needs CAP_NET_ADMIN): %w", err)
@@ -29,28 +28,25 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 	s.look(sock.ReceiveBuffer())
 	ready()
 
-	d := drops{sock: sock, since: time.Now().UnixNano(), report: s.lose}
+	d := nfnl.Drops{Count: sock.Drops, Since: time.Now().UnixNano(), Report: func(from, to int64, n uint64) {
+		s.tally.Lose(from, to, n, "kernel")
+	}}
 	err = sock.Receive(ctx, nfnl.Handler{
 		Tick: s.config.Tick,
 		Data: func(data []byte, now int64) {
-			var events uint64
-			for m := nfnl.NewMessages(data); m.Next(); {
-				events++
-			}
-			s.events.Add(events)
-			s.frames.Add(1)
-			s.bytes.Add(uint64(len(data)))
+			s.tally.Events(nfnl.CountMessages(data))
+			s.tally.Frame(len(data))
 			emit(trace.Frame{Source: trace.Conntrack, Time: now, Data: data})
 		},
 		Overrun: func(now int64) {
-			s.overruns.Add(1)
-			d.read(now)
+			s.tally.Overrun()
+			d.Look(now)
 		},
-		Idle: d.read,
+		Idle: d.Look,
 	})
-	d.read(time.Now().UnixNano())
+	d.Look(time.Now().UnixNano())
 	if err == nil {
-		err = d.err
+		err = d.Err()
 	}
 	if err != nil {
 		return fmt.Errorf("ctevent: reading events: %w", err)
@@ -58,17 +54,11 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 	return nil
 }
 
-func (s *Source) lose(l trace.Loss) {
-	s.lost.Add(l.Events)
-	s.config.OnLoss(l)
-}
-
 // look notes what will be missing here.
 func (s *Source) look(granted int) {
 	var notes []string
-	if granted < s.config.ReceiveBuffer {
-		notes = append(notes, fmt.Sprintf("receive buffer %d of %d bytes: not root of the machine, see net.core.rmem_max",
-			granted, s.config.ReceiveBuffer))
+	if note := s.tally.Buffer(granted, s.config.ReceiveBuffer); note != "" {
+		notes = append(notes, note)
 	}
 	mode, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_events")
 	switch {
@@ -77,28 +67,5 @@ func (s *Source) look(granted int) {
 	case strings.TrimSpace(string(mode)) == "0":
 		notes = append(notes, "no events: net.netfilter.nf_conntrack_events is 0")
 	}
-	note := strings.Join(notes, "; ")
-	s.note.Store(&note)
-}
-
-// drops turns the kernel's count of events it could not deliver into losses.
-type drops struct {
-	sock   *nfnl.Socket
-	seen   uint32
-	since  int64
-	report func(trace.Loss)
-	err    error
-}
-
-// read reports what was dropped since the last read.
-func (d *drops) read(now int64) {
-	n, err := d.sock.Drops()
-	if err != nil {
-		d.err = err
-		return
-	}
-	if lost := n - d.seen; lost != 0 {
-		d.report(trace.Loss{Source: trace.Conntrack, From: d.since, To: now, Events: uint64(lost), Where: "kernel"})
-	}
-	d.seen, d.since, d.err = n, now, nil
+	s.tally.Note(strings.Join(notes, "; "))
 }

@@ -1,10 +1,6 @@
 package drop
 
-import (
-	"sync/atomic"
-
-	"github.com/kptrace/kptrace/trace"
-)
+import "github.com/kptrace/kptrace/trace"
 
 // Config says how to read. The zero value of every field is a good default.
 type Config struct {
@@ -20,8 +16,7 @@ type Config struct {
 type Source struct {
 	config  Config
 	decoder *Decoder
-
-	frames, bytes, events, lost atomic.Uint64
+	tally   *trace.Tally
 }
 
 var _ trace.Source = (*Source)(nil)
@@ -32,10 +27,7 @@ func New(c Config) *Source {
 	if c.RingSize == 0 {
 		c.RingSize = 1 << 20
 	}
-	if c.OnLoss == nil {
-		c.OnLoss = func(trace.Loss) {}
-	}
-	return &Source{config: c, decoder: NewDecoder(reasonNames())}
+	return &Source{config: c, decoder: NewDecoder(reasonNames()), tally: trace.NewTally(trace.Drops, c.OnLoss)}
 }
 
 // ID returns trace.Drops.
@@ -47,10 +39,5 @@ func (s *Source) Decoder() *Decoder { return s.decoder }
 
 // Stats returns what was read since New, over all Runs.
 func (s *Source) Stats() trace.SourceStats {
-	d := s.decoder.Stats()
-	return trace.SourceStats{
-		Source: trace.Drops,
-		Frames: s.frames.Load(), Bytes: s.bytes.Load(), Events: s.events.Load(), Lost: s.lost.Load(),
-		Foreign: d.Foreign, Damaged: d.Damaged,
-	}
+	return s.tally.Stats(s.decoder.Stats())
 }

@@ -79,9 +79,8 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 		}
 		b := rec.RawSample[:recordLen]
 		binary.NativeEndian.PutUint64(b[8:], binary.NativeEndian.Uint64(b[8:])+a.boot)
-		s.frames.Add(1)
-		s.events.Add(1)
-		s.bytes.Add(recordLen)
+		s.tally.Events(1)
+		s.tally.Frame(recordLen)
 		emit(trace.Frame{Source: trace.Drops, Time: now.UnixNano(), Data: b})
 	}
 }
@@ -167,7 +166,6 @@ func (a *attached) tell(s *Source, from, to time.Time) {
 	if err := a.lost.Lookup(uint32(0), &n); err != nil || n == a.told {
 		return
 	}
-	s.lost.Add(n - a.told)
-	s.config.OnLoss(trace.Loss{Source: trace.Drops, From: from.UnixNano(), To: to.UnixNano(), Events: n - a.told, Where: "kernel"})
+	s.tally.Lose(from.UnixNano(), to.UnixNano(), n-a.told, "kernel")
 	a.told = n
 }

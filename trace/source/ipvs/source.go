@@ -2,7 +2,6 @@ package ipvs
 
 import (
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/kptrace/kptrace/trace"
@@ -33,8 +32,7 @@ type Source struct {
 	config  Config
 	decoder *Decoder
 
-	frames, bytes atomic.Uint64
-	note          atomic.Pointer[string]
+	tally *trace.Tally
 
 	mu      sync.Mutex
 	servers []trace.VirtualServer
@@ -54,7 +52,7 @@ func New(c Config) *Source {
 	if c.Proc == "" {
 		c.Proc = "/proc"
 	}
-	return &Source{config: c, decoder: NewDecoder(), seen: map[counterKey]counter{}}
+	return &Source{config: c, decoder: NewDecoder(), tally: trace.NewTally(trace.IPVS, nil), seen: map[counterKey]counter{}}
 }
 
 // ID returns trace.IPVS.
@@ -68,13 +66,8 @@ func (s *Source) Decoder() *Decoder { return s.decoder }
 // a sample is no report.
 func (s *Source) Stats() trace.SourceStats {
 	d := s.decoder.Stats()
-	st := trace.SourceStats{
-		Source: trace.IPVS, Frames: s.frames.Load(), Bytes: s.bytes.Load(),
-		Events: d.Events, Foreign: d.Foreign, Damaged: d.Damaged,
-	}
-	if note := s.note.Load(); note != nil {
-		st.Note = *note
-	}
+	st := s.tally.Stats(trace.SourceStats{Foreign: d.Foreign, Damaged: d.Damaged})
+	st.Events = d.Events
 	return st
 }
 
@@ -85,5 +78,3 @@ func (s *Source) Servers() []trace.VirtualServer {
 	defer s.mu.Unlock()
 	return s.servers
 }
-
-func (s *Source) say(note string) { s.note.Store(&note) }

@@ -69,7 +69,7 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 				note = "this kernel has no IPVS, or it is not loaded"
 			}
 		}
-		s.say(note)
+		s.tally.Note(note)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -105,8 +105,7 @@ func (s *Source) read(table string, buf *bytes.Buffer, emit func(trace.Frame)) e
 	if table == connections {
 		s.bound = templates(buf.Bytes())
 	}
-	s.frames.Add(1)
-	s.bytes.Add(uint64(n))
+	s.tally.Frame(int(n))
 	emit(trace.Frame{Source: trace.IPVS, Time: time.Now().UnixNano(), Data: buf.Bytes()})
 	if n == mostBytes {
 		return fmt.Errorf("%s is larger than %d bytes: the rest of it is not seen", table, mostBytes)

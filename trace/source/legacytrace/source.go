@@ -1,10 +1,6 @@
 package legacytrace
 
-import (
-	"sync/atomic"
-
-	"github.com/kptrace/kptrace/trace"
-)
+import "github.com/kptrace/kptrace/trace"
 
 // Config says how to read. The zero value of every field is a good default.
 type Config struct {
@@ -25,9 +21,7 @@ type Config struct {
 type Source struct {
 	config  Config
 	decoder *Decoder
-
-	frames, bytes, lost, overruns atomic.Uint64
-	receiveBuffer                 atomic.Int64
+	tally   *trace.Tally
 }
 
 var _ trace.Source = (*Source)(nil)
@@ -40,10 +34,7 @@ func New(c Config) *Source {
 	if c.CopyRange == 0 {
 		c.CopyRange = 96
 	}
-	if c.OnLoss == nil {
-		c.OnLoss = func(trace.Loss) {}
-	}
-	return &Source{config: c, decoder: NewDecoder()}
+	return &Source{config: c, decoder: NewDecoder(), tally: trace.NewTally(trace.LegacyTrace, c.OnLoss)}
 }
 
 // ID returns trace.LegacyTrace.
@@ -57,12 +48,5 @@ func (s *Source) Decoder() *Decoder { return s.decoder }
 // reports that arrived and Lost those the kernel dropped; together they are
 // what it sent.
 func (s *Source) Stats() trace.SourceStats {
-	d := s.decoder.Stats()
-	return trace.SourceStats{
-		Source: trace.LegacyTrace,
-		Frames: s.frames.Load(), Bytes: s.bytes.Load(), Events: s.frames.Load(),
-		Lost: s.lost.Load(), Overruns: s.overruns.Load(),
-		Foreign: d.Foreign, Damaged: d.Damaged,
-		ReceiveBuffer: int(s.receiveBuffer.Load()),
-	}
+	return s.tally.Stats(s.decoder.Stats())
 }

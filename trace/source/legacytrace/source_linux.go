@@ -48,8 +48,8 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 			return 1
 		}
 		msg, attrs = encode(msg[:0], attrs[:0], &a)
-		s.frames.Add(1)
-		s.bytes.Add(uint64(len(msg)))
+		s.tally.Events(1)
+		s.tally.Frame(len(msg))
 		emit(trace.Frame{Source: trace.LegacyTrace, Time: time.Now().UnixNano(), Data: msg})
 		return 0
 	}
@@ -58,7 +58,7 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 		case reading.Err() != nil:
 			return 1
 		case errors.Is(err, unix.ENOBUFS):
-			s.overruns.Add(1)
+			s.tally.Overrun()
 			return 0
 		case errors.Is(err, unix.EINTR), errors.Is(err, os.ErrDeadlineExceeded):
 			return 0
@@ -72,11 +72,16 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 		_ = nf.Close()
 		return fmt.Errorf("legacytrace: binding group %d, which one program at a time can have: %w", group, err)
 	}
-	d := drops{since: time.Now().UnixNano(), report: s.lose}
-	d.port, err = portID(nf)
+	port, err := portID(nf)
 	if err == nil {
 		ready()
-		err = d.watch(ctx, failed)
+		err = s.watch(ctx, failed, &nfnl.Drops{
+			Count: func() (uint32, error) { return nfnl.DropsOf(port) },
+			Since: time.Now().UnixNano(),
+			Report: func(from, to int64, n uint64) {
+				s.tally.Lose(from, to, n, "kernel") // each is a datagram of its own
+			},
+		})
 	}
 	stop()
 	if closeErr := nf.Close(); err == nil && closeErr != nil {
@@ -92,7 +97,7 @@ func (s *Source) buffer(nf *gonflog.Nflog) error {
 	}
 	_, err := control(nf, func(fd int) (int, error) {
 		n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
-		s.receiveBuffer.Store(int64(n))
+		s.tally.Note(s.tally.Buffer(n, s.config.ReceiveBuffer))
 		return n, err
 	})
 	return err
@@ -123,49 +128,27 @@ func control(nf *gonflog.Nflog, f func(fd int) (int, error)) (n int, err error) 
 	return n, nil
 }
 
-func (s *Source) lose(l trace.Loss) {
-	s.lost.Add(l.Events)
-	s.config.OnLoss(l)
-}
-
-// drops turns the kernel's count of reports it could not deliver into losses:
-// each is a datagram of its own.
-type drops struct {
-	port   uint32
-	seen   uint32
-	since  int64
-	report func(trace.Loss)
-}
-
-// watch looks now and then until ctx ends or reading has failed.
-func (d *drops) watch(ctx context.Context, failed <-chan error) error {
+// watch looks at the drops now and then, until ctx ends or reading has failed.
+func (s *Source) watch(ctx context.Context, failed <-chan error, d *nfnl.Drops) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
+		done := false
 		select {
 		case <-ctx.Done():
-			return d.read()
+			done = true
 		case err := <-failed:
 			return fmt.Errorf("legacytrace: reading group %d: %w", group, err)
 		case <-tick.C:
-			if err := d.read(); err != nil {
-				return err
-			}
+		}
+		d.Look(time.Now().UnixNano())
+		if err := d.Err(); err != nil {
+			return fmt.Errorf("legacytrace: %w", err)
+		}
+		if done {
+			return nil
 		}
 	}
-}
-
-func (d *drops) read() error {
-	n, err := nfnl.DropsOf(d.port)
-	if err != nil {
-		return fmt.Errorf("legacytrace: %w", err)
-	}
-	now := time.Now().UnixNano()
-	if lost := n - d.seen; lost != 0 {
-		d.report(trace.Loss{Source: trace.LegacyTrace, From: d.since, To: now, Events: uint64(lost), Where: "kernel"})
-	}
-	d.seen, d.since = n, now
-	return nil
 }
 
 // encode makes a nfnetlink_log message of what go-nflog has taken apart, so that

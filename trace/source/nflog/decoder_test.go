@@ -157,7 +157,7 @@ func FuzzDecode(f *testing.F) {
 	}
 	x := index()
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c := counter{report: func(trace.Loss) {}}
+		c := counter{report: func(_, _ int64, _ uint64) {}}
 		n := c.frame(data, 1)
 		d := NewDecoder(x.Lookup)
 		events := d.Decode(trace.Frame{Data: data}, nil)
@@ -191,7 +191,7 @@ func BenchmarkDecode(b *testing.B) {
 
 func BenchmarkCount(b *testing.B) {
 	frames := corpus(b)
-	c := counter{report: func(trace.Loss) {}}
+	c := counter{report: func(_, _ int64, _ uint64) {}}
 	data := frames[len(frames)-1]
 	b.ReportAllocs()
 	var n uint64

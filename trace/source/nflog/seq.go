@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"github.com/kptrace/kptrace/internal/nfnl"
-	"github.com/kptrace/kptrace/trace"
 )
 
 // tailWait is how long after an overrun the next event may take to show, by
@@ -22,7 +21,7 @@ type counter struct {
 	// lost without a gap to prove it.
 	overrun int64
 	assumed uint64
-	report  func(trace.Loss)
+	report  func(from, to int64, events uint64)
 }
 
 // frame counts the events in data and reports the gaps between them.
@@ -60,7 +59,7 @@ func (c *counter) gap(n uint64, now int64) {
 }
 
 func (c *counter) tell(n uint64, now int64) {
-	c.report(trace.Loss{Source: trace.NFLog, From: c.last, To: now, Events: n, Where: "kernel"})
+	c.report(c.last, now, n)
 }
 
 // overran notes that the socket overran.

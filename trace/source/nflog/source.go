@@ -2,7 +2,6 @@ package nflog
 
 import (
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/kptrace/kptrace/proxy"
@@ -55,9 +54,6 @@ func (c Config) withDefaults() Config {
 	def(&c.NLBufSize, 16<<10)
 	def(&c.ReceiveBuffer, 16<<20)
 	def(&c.Tick, 5*time.Millisecond)
-	if c.OnLoss == nil {
-		c.OnLoss = func(trace.Loss) {}
-	}
 	return c
 }
 
@@ -73,11 +69,7 @@ func def[T comparable](p *T, value T) {
 type Source struct {
 	config  Config
 	decoder *Decoder
-
-	frames, bytes, events atomic.Uint64
-	lost, overruns        atomic.Uint64
-	receiveBuffer         atomic.Int64
-	note                  atomic.Pointer[string]
+	tally   *trace.Tally
 }
 
 var (
@@ -87,7 +79,7 @@ var (
 
 // New returns a Source. It starts nothing.
 func New(c Config) *Source {
-	return &Source{config: c.withDefaults(), decoder: NewDecoder(c.Lookup)}
+	return &Source{config: c.withDefaults(), decoder: NewDecoder(c.Lookup), tally: trace.NewTally(trace.NFLog, c.OnLoss)}
 }
 
 // ID returns trace.NFLog.
@@ -101,18 +93,7 @@ func (s *Source) Decoder() *Decoder { return s.decoder }
 // reports that arrived, Lost those the kernel numbered and could not deliver;
 // Foreign and Damaged are counted as the Decoder meets them.
 func (s *Source) Stats() trace.SourceStats {
-	d := s.decoder.Stats()
-	st := trace.SourceStats{
-		Source: trace.NFLog,
-		Frames: s.frames.Load(), Bytes: s.bytes.Load(), Events: s.events.Load(),
-		Lost: s.lost.Load(), Overruns: s.overruns.Load(),
-		Foreign: d.Foreign, Damaged: d.Damaged,
-		ReceiveBuffer: int(s.receiveBuffer.Load()),
-	}
-	if note := s.note.Load(); note != nil {
-		st.Note = *note
-	}
-	return st
+	return s.tally.Stats(s.decoder.Stats())
 }
 
 // HeldError says that another program listens to the group.

@@ -47,26 +47,23 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 		return fmt.Errorf("nflog: %w", err)
 	}
 	defer sock.Close()
-	s.receiveBuffer.Store(int64(sock.ReceiveBuffer()))
-	if got := sock.ReceiveBuffer(); got < s.config.ReceiveBuffer {
-		note := fmt.Sprintf("receive buffer %d of %d bytes: not root of the machine, see net.core.rmem_max", got, s.config.ReceiveBuffer)
-		s.note.Store(&note)
-	}
+	s.tally.Note(s.tally.Buffer(sock.ReceiveBuffer(), s.config.ReceiveBuffer))
 	if err := s.bind(sock); err != nil {
 		return err
 	}
 	ready()
-	c := &counter{last: time.Now().UnixNano(), report: s.lose}
+	c := &counter{last: time.Now().UnixNano(), report: func(from, to int64, n uint64) {
+		s.tally.Lose(from, to, n, "kernel")
+	}}
 	err = sock.Receive(ctx, nfnl.Handler{
 		Tick: s.config.Tick,
 		Data: func(data []byte, now int64) {
-			s.events.Add(c.frame(data, now))
-			s.frames.Add(1)
-			s.bytes.Add(uint64(len(data)))
+			s.tally.Events(c.frame(data, now))
+			s.tally.Frame(len(data))
 			emit(trace.Frame{Source: trace.NFLog, Time: now, Data: data})
 		},
 		Overrun: func(now int64) {
-			s.overruns.Add(1)
+			s.tally.Overrun()
 			c.overran(now)
 		},
 		Idle: c.idle,
@@ -75,11 +72,6 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 		return fmt.Errorf("nflog: reading group %d: %w", s.config.Group, err)
 	}
 	return nil
-}
-
-func (s *Source) lose(l trace.Loss) {
-	s.lost.Add(l.Events)
-	s.config.OnLoss(l)
 }
 
 // bind takes the group and configures it in one message, so that it never

@@ -1,10 +1,6 @@
 package nftrace
 
-import (
-	"sync/atomic"
-
-	"github.com/kptrace/kptrace/trace"
-)
+import "github.com/kptrace/kptrace/trace"
 
 // Config says how to read. The zero value of every field is a good default.
 type Config struct {
@@ -22,11 +18,7 @@ type Config struct {
 type Source struct {
 	config  Config
 	decoder *Decoder
-
-	frames, bytes, events atomic.Uint64
-	lost, overruns        atomic.Uint64
-	receiveBuffer         atomic.Int64
-	note                  atomic.Pointer[string]
+	tally   *trace.Tally
 }
 
 var _ trace.Source = (*Source)(nil)
@@ -36,10 +28,7 @@ func New(c Config) *Source {
 	if c.ReceiveBuffer == 0 {
 		c.ReceiveBuffer = 64 << 20
 	}
-	if c.OnLoss == nil {
-		c.OnLoss = func(trace.Loss) {}
-	}
-	return &Source{config: c, decoder: NewDecoder()}
+	return &Source{config: c, decoder: NewDecoder(), tally: trace.NewTally(trace.NFTrace, c.OnLoss)}
 }
 
 // ID returns trace.NFTrace.
@@ -53,16 +42,5 @@ func (s *Source) Decoder() *Decoder { return s.decoder }
 // messages that arrived and Lost those the kernel dropped; together they are
 // what it sent.
 func (s *Source) Stats() trace.SourceStats {
-	d := s.decoder.Stats()
-	st := trace.SourceStats{
-		Source: trace.NFTrace,
-		Frames: s.frames.Load(), Bytes: s.bytes.Load(), Events: s.events.Load(),
-		Lost: s.lost.Load(), Overruns: s.overruns.Load(),
-		Foreign: d.Foreign, Damaged: d.Damaged,
-		ReceiveBuffer: int(s.receiveBuffer.Load()),
-	}
-	if note := s.note.Load(); note != nil {
-		st.Note = *note
-	}
-	return st
+	return s.tally.Stats(s.decoder.Stats())
 }

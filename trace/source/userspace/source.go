@@ -7,7 +7,6 @@ package userspace
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/kptrace/kptrace/proxy"
@@ -40,13 +39,12 @@ type Config struct {
 type Source struct {
 	config  Config
 	decoder *Decoder
+	tally   *trace.Tally
 
 	mu      sync.Mutex // protects what follows
 	waiting []byte
 	lost    uint64 // since the last look
 	since   int64  // when the first of them was
-
-	frames, bytes, events, allLost atomic.Uint64
 }
 
 var (
@@ -62,10 +60,9 @@ func New(c Config) *Source {
 	if c.Tick == 0 {
 		c.Tick = 5 * time.Millisecond
 	}
-	if c.OnLoss == nil {
-		c.OnLoss = func(trace.Loss) {}
-	}
-	return &Source{config: c, decoder: NewDecoder(c.Lookup)}
+	s := &Source{config: c, decoder: NewDecoder(c.Lookup), tally: trace.NewTally(trace.Userspace, c.OnLoss)}
+	s.tally.Buffer(c.Room, c.Room)
+	return s
 }
 
 // ID returns trace.Userspace.
@@ -78,12 +75,7 @@ func (s *Source) Decoder() *Decoder { return s.decoder }
 // Stats returns what was taken since New, over all Runs. Lost counts the events
 // that found no room.
 func (s *Source) Stats() trace.SourceStats {
-	return trace.SourceStats{
-		Source: trace.Userspace,
-		Frames: s.frames.Load(), Bytes: s.bytes.Load(), Events: s.events.Load(), Lost: s.allLost.Load(),
-		Foreign: s.decoder.foreign.Load(), Damaged: s.decoder.damaged.Load(),
-		ReceiveBuffer: s.config.Room,
-	}
+	return s.tally.Stats(trace.SourceStats{Foreign: s.decoder.foreign.Load(), Damaged: s.decoder.damaged.Load()})
 }
 
 // Run takes events until ctx ends, which is no error.
@@ -107,12 +99,10 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 		spare = data
 		now := time.Now().UnixNano()
 		if lost > 0 {
-			s.allLost.Add(lost)
-			s.config.OnLoss(trace.Loss{Source: trace.Userspace, From: since, To: now, Events: lost, Where: "queue"})
+			s.tally.Lose(since, now, lost, "queue")
 		}
 		if len(data) > 0 {
-			s.frames.Add(1)
-			s.bytes.Add(uint64(len(data)))
+			s.tally.Frame(len(data))
 			emit(trace.Frame{Source: trace.Userspace, Time: now, Data: data})
 		}
 	}
@@ -123,7 +113,7 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 func (s *Source) take(e *proxy.RelayEvent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.events.Add(1)
+	s.tally.Events(1)
 	if len(s.waiting)+maxEvent > s.config.Room {
 		if s.lost == 0 {
 			s.since = e.Time.UnixNano()

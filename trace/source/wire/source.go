@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"sync/atomic"
 	"time"
 
 	"github.com/kptrace/kptrace/trace"
@@ -29,9 +28,7 @@ type Config struct {
 type Source struct {
 	config  Config
 	decoder *Decoder
-
-	frames, bytes, events, lost atomic.Uint64
-	note                        atomic.Pointer[string]
+	tally   *trace.Tally
 }
 
 var _ trace.Source = (*Source)(nil)
@@ -44,10 +41,7 @@ func New(c Config) *Source {
 	if c.Tick == 0 {
 		c.Tick = 5 * time.Millisecond
 	}
-	if c.OnLoss == nil {
-		c.OnLoss = func(trace.Loss) {}
-	}
-	return &Source{config: c, decoder: NewDecoder()}
+	return &Source{config: c, decoder: NewDecoder(), tally: trace.NewTally(trace.Wire, c.OnLoss)}
 }
 
 // ID returns trace.Wire.
@@ -59,14 +53,5 @@ func (s *Source) Decoder() *Decoder { return s.decoder }
 
 // Stats returns what was read since New, over all Runs.
 func (s *Source) Stats() trace.SourceStats {
-	d := s.decoder.Stats()
-	st := trace.SourceStats{
-		Source: trace.Wire,
-		Frames: s.frames.Load(), Bytes: s.bytes.Load(), Events: s.events.Load(),
-		Lost: s.lost.Load(), Foreign: d.Foreign, Damaged: d.Damaged,
-	}
-	if note := s.note.Load(); note != nil {
-		st.Note = *note
-	}
-	return st
+	return s.tally.Stats(s.decoder.Stats())
 }

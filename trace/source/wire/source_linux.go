@@ -112,7 +112,7 @@ func (w *watching) scan() error {
 	case left > 0:
 		note = fmt.Sprintf("%d devices are left out, %d is the most", left, w.s.config.MaxDevices)
 	}
-	w.s.note.Store(&note)
+	w.s.tally.Note(note)
 	return nil
 }
 
@@ -153,18 +153,16 @@ func (w *watching) read() {
 				delete(w.open, index)
 				break
 			}
-			w.s.events.Add(1)
+			w.s.tally.Events(1)
 			w.buf = appendRecord(w.buf, uint32(info.InterfaceIndex), info.Timestamp.UnixNano(), packet)
 		}
 	}
 	if lost > 0 {
-		w.s.lost.Add(lost)
-		w.s.config.OnLoss(trace.Loss{Source: trace.Wire, From: w.last, To: now, Events: lost, Where: "kernel"})
+		w.s.tally.Lose(w.last, now, lost, "kernel")
 	}
 	w.last = now
 	if len(w.buf) > 0 {
-		w.s.frames.Add(1)
-		w.s.bytes.Add(uint64(len(w.buf)))
+		w.s.tally.Frame(len(w.buf))
 		w.emit(trace.Frame{Source: trace.Wire, Time: now, Data: w.buf})
 	}
 }
