@@ -146,6 +146,7 @@ func (l *listener) serveTCP() {
 		pause = 0
 		b.stats.accepted.Add(1)
 		if !b.take(descriptorsPerConn) {
+			_ = c.SetLinger(0) // an RST: this was no answer
 			_ = c.Close()
 			return
 		}

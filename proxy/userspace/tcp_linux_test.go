@@ -8,6 +8,7 @@ import (
 	"math/rand"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -421,8 +422,7 @@ func TestDescriptorBudget(t *testing.T) {
 	wg.Wait()
 }
 
-// TestDrain lets a connection end while the proxy does, and no longer than it
-// may.
+// TestDrain lets a connection end while the proxy does.
 func TestDrain(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t, Config{Drain: patience})
@@ -439,13 +439,44 @@ func TestDrain(t *testing.T) {
 		defer close(done)
 		p.stop()
 	}()
-	until(t, "nothing new is accepted", func() bool { _, err := p.ask("127.0.0.5", vip); return refused(err) })
+	// One that still gets in is relayed, and its endpoint says nothing before
+	// release: it is not waited for.
+	until(t, "nothing new is accepted", func() bool {
+		late, err := p.dial("127.0.0.6", "tcp", vip)
+		if err == nil {
+			late.Close()
+		}
+		return refused(err)
+	})
 	close(release)
 	if got, err := io.ReadAll(c); err != nil || string(got) != "last words" {
 		t.Errorf("%q, %v", got, err)
 	}
+	c.Close()
 	<-done
+	for _, e := range p.told(proxy.RelayClosed) {
+		if e.End == proxy.EndedShutdown {
+			t.Errorf("cut off: %+v", e)
+		}
+	}
 	if err := p.apply(); err == nil {
 		t.Error("applied after the end")
+	}
+}
+
+// TestDrainEnds cuts off a connection that does not end in the time there is.
+func TestDrainEnds(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t, Config{Drain: 50 * time.Millisecond})
+	p.must(p.apply(serviceOf("a", false, vip, p.listen("127.0.1.1:0", func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) }))))
+	c, err := p.dial("127.0.0.5", "tcp", vip)
+	p.must(err)
+	until(t, "it is relayed", func() bool { return p.b.RelayStats().Connected == 1 })
+	p.stop()
+	if got, err := io.ReadAll(c); err == nil && len(got) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%q, %v", got, err)
+	}
+	if ends := p.told(proxy.RelayClosed); len(ends) != 1 || ends[0].End != proxy.EndedShutdown {
+		t.Errorf("ends %+v", ends)
 	}
 }
