@@ -18,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/internal/dataplane"
+	"github.com/kptrace/kptrace/internal/nfnl"
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/check"
@@ -55,7 +57,7 @@ func Inspect(ctx context.Context) (s *check.State, notes []string, err error) {
 	for _, part := range []struct {
 		what string
 		read func(*check.State) error
-	}{{"connections", readEntries}, {"interfaces", readLinks}, {"tables of nf_tables", readNFTables}, {"lists of clients", readLists}} {
+	}{{"connections", readEntries}, {"interfaces", readLinks}, {"tables of nf_tables", readNFTables}, {"lists of clients", readLists}, {"flowtables", readFlowtables}, {"NFLOG groups", readListeners}} {
 		if err := part.read(s); err != nil {
 			notes = append(notes, part.what+" were not looked at: "+err.Error())
 		}
@@ -69,6 +71,7 @@ func Inspect(ctx context.Context) (s *check.State, notes []string, err error) {
 		}
 	}
 	s.VirtualServers, s.Balanced = virtualServers()
+	s.Planes = dataplane.Look()
 	return s, notes, nil
 }
 
@@ -184,6 +187,21 @@ func readLists(s *check.State) error {
 		s.Lists[filepath.Base(name)] = bytes.Count(b, []byte("\n"))
 	}
 	return nil
+}
+
+func readFlowtables(s *check.State) (err error) {
+	s.Flowtables, err = dataplane.Flowtables()
+	return err
+}
+
+// readListeners lists who holds NFLOG groups.
+func readListeners(s *check.State) error {
+	held, err := nfnl.Groups()
+	for group, portID := range held {
+		p := nfnl.Owner(portID)
+		s.Listeners = append(s.Listeners, check.Listener{Group: group, PID: p.PID, Command: p.Command})
+	}
+	return err
 }
 
 // virtualServers counts those of IPVS and lists their servers; 0 where there is

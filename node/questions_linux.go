@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"time"
@@ -50,7 +51,7 @@ func (n *node) inspect(ctx context.Context) (*check.State, error) {
 	for _, note := range notes {
 		n.cfg.Logger.Warn("a check is incomplete", "because", note)
 	}
-	s.Node = n.cfg.Name
+	s.Node, s.PID = n.cfg.Name, os.Getpid()
 	if v := n.view(); v != nil {
 		s.Snapshot, s.Overlay = v.Snapshot, v.Overlay
 		if n.follows() == nil {

@@ -100,6 +100,30 @@ func Owner(portID uint32) Process {
 	return Process{}
 }
 
+// Groups lists the NFLOG groups that are held in the calling thread's network
+// namespace, and the port ids of the sockets that hold them
+// (net/netfilter/nfnetlink_log.c: group, port id, queue length, copy mode, copy
+// range, timeout, references).
+func Groups() (map[uint16]uint32, error) {
+	text, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_log")
+	if err != nil {
+		return nil, fmt.Errorf("nfnl: reading the NFLOG groups: %w", err)
+	}
+	held := map[uint16]uint32{}
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		group, err1 := strconv.ParseUint(f[0], 10, 16)
+		id, err2 := strconv.ParseUint(f[1], 10, 32)
+		if err1 == nil && err2 == nil {
+			held[uint16(group)] = uint32(id)
+		}
+	}
+	return held, nil
+}
+
 func holds(pid int, link string) bool {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(dir)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/internal/dataplane"
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/liverules"
@@ -100,6 +101,14 @@ type State struct {
 	VirtualServers int
 	// Balanced are their servers.
 	Balanced []Balanced
+	// Planes tell of others that may handle Services, Flowtables carry established
+	// connections past all rules.
+	Planes     []dataplane.Sign
+	Flowtables []string
+	// Listeners hold NFLOG groups. PID is the kptrace that runs here, 0 if none
+	// does.
+	Listeners []Listener
+	PID       int
 }
 
 // Options choose among findings.
@@ -119,6 +128,7 @@ func Run(s *State, o Options) []Finding {
 	c.settings()
 	c.forwarding()
 	c.tables()
+	c.neighbours()
 	c.findings = slices.DeleteFunc(c.findings, func(f Finding) bool { return o.ignores(&f) })
 	slices.SortStableFunc(c.findings, func(a, b Finding) int {
 		return cmp.Or(a.Severity.rank()-b.Severity.rank(), strings.Compare(a.Code, b.Code), strings.Compare(a.Object, b.Object))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/internal/dataplane"
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/iptables"
@@ -163,6 +164,21 @@ func TestFindings(t *testing.T) {
 		{"policy chain", "foreign-drop", "NetworkPolicy (Calico)", foreign("*filter\n:cali-tw-x - [0:0]\n-A FORWARD -m set --match-set cali40 dst -j cali-tw-x\n-A cali-tw-x -j DROP\nCOMMIT\n")},
 		{"hostPort", "nodeport-shadowed", "Docker", foreign("*nat\n:DOCKER - [0:0]\n-I PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n-A DOCKER -p tcp -m tcp --dport 30080 -j DNAT --to-destination 172.17.0.2:80\nCOMMIT\n")},
 		{"notrack", "not-tracked", "raw/PREROUTING", foreign("*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 10.96.0.10/32 -j NOTRACK\nCOMMIT\n")},
+		{"NodeLocal", "not-tracked", "NodeLocal DNSCache", foreign("*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 10.96.0.10/32 -m comment --comment \"NodeLocal DNS Cache: skip conntrack\" -j NOTRACK\nCOMMIT\n")},
+		{"mark", "mark-overlap", "(Calico) sets the bit 0x4000", foreign("*mangle\n:cali-PREROUTING - [0:0]\n-A cali-PREROUTING -j MARK --set-xmark 0xc000/0xf000\nCOMMIT\n")},
+		{"mark cleared", "mark-overlap", "clears the bit 0x4000", foreign("*mangle\n-A FORWARD -i eth0 -j MARK --set-xmark 0x10000/0xffffffff\nCOMMIT\n")},
+		{"connmark", "mark-overlap", "restores from the connection's mark the bit 0x4000", foreign("*mangle\n-A PREROUTING -p udp -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff\nCOMMIT\n")},
+		{"drop mark", "mark-overlap", "0x8000 of packets' marks, by which rules of a kube-proxy drop", foreign("*filter\n:KUBE-FIREWALL - [0:0]\n-A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP\nCOMMIT\n*mangle\n-A FORWARD -j MARK --set-xmark 0x8000/0x8000\nCOMMIT\n")},
+		{"group shared", "nflog-shared", "rule 1 (NetworkPolicy (Calico)) reports to NFLOG group 100", foreign("*filter\n:cali-fw-x - [0:0]\n-A cali-fw-x -j NFLOG --nflog-group 100 --nflog-prefix DPI\nCOMMIT\n")},
+		{"group held", "nflog-held", "ulogd (process 7) holds NFLOG group 100", func(_ *testing.T, s *check.State, _ string) {
+			s.PID = 8
+			s.Listeners = []check.Listener{{Group: 100, PID: 7, Command: "ulogd"}}
+		}},
+		{"eBPF", "handled-elsewhere", "Cilium handles Services (eBPF program cil_sock4_conne)", func(_ *testing.T, s *check.State, _ string) {
+			s.Planes = []dataplane.Sign{{Who: "Cilium", What: "eBPF program cil_sock4_conne", Sure: true}}
+		}},
+		{"mesh", "handled-elsewhere", "Istio", foreign("*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -p tcp -j ISTIO_OUTPUT\n-A ISTIO_OUTPUT -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n")},
+		{"offload", "flow-offload", "neither FIN nor RST", func(_ *testing.T, s *check.State, _ string) { s.Flowtables = []string{"inet fw/ft"} }},
 		{"no entry", "entry-missing", "KUBE-SERVICES", edit(func(s string) string {
 			return strings.Replace(s, `-I PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES`, "-N x", 1)
 		})},
@@ -224,6 +240,31 @@ func TestFindings(t *testing.T) {
 				t.Error("it was not ignored")
 			}
 		})
+	}
+}
+
+// TestNeighboursInOrder wants nothing said of others that keep out of the way:
+// marks of their own, NFLOG groups of their own, eBPF programs at devices beside a
+// kube-proxy that serves.
+func TestNeighboursInOrder(t *testing.T) {
+	s, text := healthy(t, proxytest.Cases()[0].Setup)
+	s.Program = nil
+	s.Dumps = dumps(t, xtables.IPv4, text+`*mangle
+:cali-PREROUTING - [0:0]
+-A cali-PREROUTING -j MARK --set-xmark 0x10000/0xffff0000
+-A PREROUTING -i eni+ -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80
+-A PREROUTING -j CONNMARK --set-xmark 0x4000/0x4000
+COMMIT
+*filter
+:cali-fw-x - [0:0]
+-A cali-fw-x -j NFLOG --nflog-group 1 --nflog-prefix DPI
+COMMIT
+`)
+	s.PID = 8
+	s.Listeners = []check.Listener{{Group: 100, PID: 8, Command: "anything"}, {Group: 1, PID: 7, Command: "calico-node"}}
+	s.Planes = []dataplane.Sign{{Who: "Cilium", What: "eBPF program cil_from_netdev at eth0"}}
+	for _, f := range check.Run(s, check.Options{}) {
+		t.Errorf("%+v", f)
 	}
 }
 

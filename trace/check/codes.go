@@ -46,6 +46,11 @@ func Codes() []Code {
 		{"conntrack-stale", Breaks, "entries keep UDP clients at endpoints that are gone"},
 		{"conntrack-clash", Note, "first packets were lost since two raced for one entry"},
 		{"affinity-full", Risk, "a list of clients with session affinity is full, so that clients are forgotten"},
+		{"mark-overlap", Risk, "a rule of somebody else's changes the mark by which a kube-proxy masquerades or drops packets"},
+		{"nflog-held", Risk, "another program holds the NFLOG group that kptrace's rules report to"},
+		{"nflog-shared", Note, "a rule of somebody else's reports to the NFLOG group that kptrace reads"},
+		{"handled-elsewhere", Note, "something else than the rules of a kube-proxy may handle Services: eBPF, a mesh"},
+		{"flow-offload", Note, "a flowtable carries established connections past all rules"},
 		{"nothing", Breaks, "no proxy has rules here"},
 	}
 }

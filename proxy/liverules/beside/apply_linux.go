@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/internal/dataplane"
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 )
@@ -226,18 +227,14 @@ func hasNFTables() bool {
 
 // elsewhere names who else seems to handle Services here, empty if nobody does.
 func elsewhere() string {
-	for _, x := range []struct{ device, who string }{
-		{"cilium_host", "Cilium (eBPF)"}, {"bpfin.cali", "Calico's eBPF data plane"},
-		{"antrea-gw0", "Antrea's AntreaProxy"}, {"ovn-k8s-mp0", "OVN-Kubernetes"},
-	} {
-		if _, err := netlink.LinkByName(x.device); err == nil {
-			return x.who
-		}
+	var who []string
+	for _, s := range dataplane.Look() {
+		who = append(who, s.String())
 	}
-	if strings.TrimSpace(readFile("/proc/thread-self/net/ip_vs")) != "" && strings.Count(readFile("/proc/thread-self/net/ip_vs"), "\n") > 3 {
-		return "IPVS without a kube-proxy's rules (kube-router?)"
+	if len(who) == 0 && strings.Count(readFile("/proc/thread-self/net/ip_vs"), "\n") > 3 {
+		who = append(who, "IPVS without a kube-proxy's rules (kube-router?)")
 	}
-	return ""
+	return strings.Join(who, ", ")
 }
 
 func readFile(path string) string {

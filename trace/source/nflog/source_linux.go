@@ -5,9 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -105,23 +102,14 @@ func bindError(group uint16, err error) error {
 	return fmt.Errorf("nflog: binding group %d: %w", group, err)
 }
 
-// holder finds who listens to a group in the calling thread's namespace
-// (net/netfilter/nfnetlink_log.c: group, port id, queue length, copy mode,
-// copy range, timeout, references).
+// holder finds who listens to a group in the calling thread's namespace.
 func holder(group uint16) (portID uint32, held bool) {
-	text, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_log")
+	groups, err := nfnl.Groups()
 	if err != nil {
 		return 0, false
 	}
-	for line := range strings.Lines(string(text)) {
-		f := strings.Fields(line)
-		if len(f) < 2 || f[0] != strconv.Itoa(int(group)) {
-			continue
-		}
-		id, err := strconv.ParseUint(f[1], 10, 32)
-		return uint32(id), err == nil
-	}
-	return 0, false
+	portID, held = groups[group]
+	return portID, held
 }
 
 // keepStamps opens a socket that wants time stamps. While one exists on the
