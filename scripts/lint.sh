@@ -10,9 +10,15 @@ module=github.com/golangci/golangci-lint/v2
 version=$(go -C scripts/tools/lint list -m -f '{{.Version}}' "$module")
 lint=$kptrace_cache/bin/golangci-lint-$version-$(go env GOVERSION)
 if [ ! -x "$lint" ]; then
-	echo "lint: building golangci-lint $version" >&2
 	mkdir -p "$kptrace_cache/bin"
+	# One build at a time; who waited finds it done.
+	exec 9>"$kptrace_cache/bin/lock"
+	flock 9
+fi
+if [ ! -x "$lint" ]; then
+	echo "lint: building golangci-lint $version" >&2
 	go -C scripts/tools/lint build -mod=mod -trimpath -o "$lint.$$" "$module/cmd/golangci-lint"
 	mv "$lint.$$" "$lint"
 fi
+exec 9>&-
 exec "$lint" run "$@"

@@ -9,6 +9,7 @@ import (
 
 	"github.com/kptrace/kptrace/exporters/text"
 	"github.com/kptrace/kptrace/internal/exec"
+	"github.com/kptrace/kptrace/internal/umlguest/guesttest"
 	"github.com/kptrace/kptrace/lab"
 )
 
@@ -16,6 +17,7 @@ import (
 // summary.
 func guestLab(t *testing.T, args ...string) (map[string][]text.FlowJSON, *lab.Summary) {
 	t.Helper()
+	guesttest.Here(t)
 	d := newDesk(t)
 	var out, errs bytes.Buffer
 	_, err := exec.Run(t.Context(), exec.Spec{

@@ -11,6 +11,15 @@ import (
 	"github.com/kptrace/kptrace/internal/umlguest"
 )
 
+// Here skips a test that boots guests where another run has it.
+func Here(t *testing.T) {
+	t.Helper()
+	if elsewhere() {
+		report("%s: %s: %s", packageName(), t.Name(), leftOut)
+		t.Skip(leftOut)
+	}
+}
+
 // Group runs f in a kernel that has IPVS: where this one has not, the test
 // binary runs again for this test in a guest, one boot, and what f's subtests
 // did there is reported under the same names here. The package's TestMain
@@ -28,6 +37,7 @@ func Group(t *testing.T, f func(t *testing.T)) {
 		f(t)
 		return
 	}
+	Here(t)
 	args := []string{"-test.v=test2json", "-test.run=" + selection(t.Name()), "-test.count=1"}
 	if f := flag.Lookup("test.timeout"); f != nil {
 		args = append(args, "-test.timeout="+f.Value.String())
