@@ -83,15 +83,28 @@ func (a *attrs) addr(host, port attribute.Key, ap netip.AddrPort) {
 	}
 }
 
-// peer adds one end of a connection: prefix is source or destination.
-func (a *attrs) peer(prefix string, p *trace.Peer) {
-	a.addr(attribute.Key(prefix+".address"), attribute.Key(prefix+".port"), p.Addr)
-	name := func(k attribute.Key) attribute.Key { return attribute.Key(prefix+".") + k }
-	a.text(name(semconv.K8SNamespaceNameKey), p.Namespace)
-	a.text(name(semconv.K8SPodNameKey), p.Pod)
-	a.text(name(semconv.K8SNodeNameKey), p.Node)
+// source and destination add either end of a connection.
+func (a *attrs) source(p *trace.Peer) {
+	const prefix = "source."
+	a.addr(semconv.SourceAddressKey, semconv.SourcePortKey, p.Addr)
+	a.text(prefix+semconv.K8SNamespaceNameKey, p.Namespace)
+	a.text(prefix+semconv.K8SPodNameKey, p.Pod)
+	a.text(prefix+semconv.K8SNodeNameKey, p.Node)
+	a.owner(prefix, p)
+}
+
+func (a *attrs) destination(p *trace.Peer) {
+	const prefix = "destination."
+	a.addr(semconv.DestinationAddressKey, semconv.DestinationPortKey, p.Addr)
+	a.text(prefix+semconv.K8SNamespaceNameKey, p.Namespace)
+	a.text(prefix+semconv.K8SPodNameKey, p.Pod)
+	a.text(prefix+semconv.K8SNodeNameKey, p.Node)
+	a.owner(prefix, p)
+}
+
+func (a *attrs) owner(prefix string, p *trace.Peer) {
 	if kind, workload, ok := strings.Cut(p.Workload, "/"); ok {
-		a.text(name(attribute.Key("k8s."+strings.ToLower(kind)+".name")), workload)
+		a.text(attribute.Key(prefix+"k8s."+strings.ToLower(kind)+".name"), workload)
 	}
 }
 
@@ -99,7 +112,7 @@ func (a *attrs) peer(prefix string, p *trace.Peer) {
 func (a *attrs) connection(f *trace.Flow) {
 	a.add(keyFlow.String(f.ID.String()), keyOutcome.String(string(f.Outcome)))
 	a.text(keyReason, string(f.Reason))
-	a.add(transport(f.Tuple.Proto())...)
+	a.transport(f.Tuple.Proto())
 	if v := f.Service.Addr; v.IsValid() {
 		kind := semconv.NetworkTypeIPv4
 		if v.Addr().Is6() {
@@ -107,9 +120,9 @@ func (a *attrs) connection(f *trace.Flow) {
 		}
 		a.add(kind)
 	}
-	a.peer("source", &f.Client)
+	a.source(&f.Client)
 	a.addr(semconv.NetworkPeerAddressKey, semconv.NetworkPeerPortKey, f.Service.Addr)
-	a.peer("destination", &f.Backend)
+	a.destination(&f.Backend)
 	a.addr(keyNATAddress, keyNATPort, f.Decision.SourceSeen)
 	n := &f.Service.Name
 	a.text(semconv.K8SNamespaceNameKey, n.Namespace)
@@ -158,15 +171,11 @@ func (a *attrs) decision(d *trace.Decision) {
 	a.text(keyMasquerade, d.Masquerade)
 	a.affinity(d)
 	x := &d.Excluded
-	for _, e := range []struct {
-		why string
-		n   int
-	}{
-		{"not_ready", x.NotReady}, {"terminating", x.Terminating}, {"other_zone", x.OtherZone},
-		{"not_local", x.NotLocal}, {"overlay", x.Overlay},
-	} {
-		a.count(keyExcluded+"."+attribute.Key(e.why), e.n)
-	}
+	a.count(keyExcluded+".not_ready", x.NotReady)
+	a.count(keyExcluded+".terminating", x.Terminating)
+	a.count(keyExcluded+".other_zone", x.OtherZone)
+	a.count(keyExcluded+".not_local", x.NotLocal)
+	a.count(keyExcluded+".overlay", x.Overlay)
 }
 
 func (a *attrs) affinity(d *trace.Decision) {
@@ -179,16 +188,16 @@ func (a *attrs) affinity(d *trace.Decision) {
 	}
 }
 
-func transport(p conntrack.Proto) []attribute.KeyValue {
+func (a *attrs) transport(p conntrack.Proto) {
 	switch p {
 	case 0:
-		return nil
 	case conntrack.TCP:
-		return []attribute.KeyValue{semconv.NetworkTransportTCP}
+		a.add(semconv.NetworkTransportTCP)
 	case conntrack.UDP:
-		return []attribute.KeyValue{semconv.NetworkTransportUDP}
+		a.add(semconv.NetworkTransportUDP)
+	default:
+		a.add(semconv.NetworkTransportKey.String(p.String()))
 	}
-	return []attribute.KeyValue{semconv.NetworkTransportKey.String(p.String())}
 }
 
 // failed reports whether a connection's span is an error: a refusal by a rule

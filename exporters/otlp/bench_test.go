@@ -42,7 +42,7 @@ func BenchmarkExport(b *testing.B) {
 		}
 		m := newSpanMaker(res, "v1")
 		for n := 0; n < b.N; n += len(batch) {
-			m.spans(batch, time.Time{})
+			m.request(batch, time.Time{})
 		}
 	})
 }

@@ -10,7 +10,6 @@ import (
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	sdklog "go.opentelemetry.io/otel/sdk/log"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
@@ -28,7 +27,7 @@ func reconnect() grpc.DialOption {
 	return grpc.WithConnectParams(grpc.ConnectParams{Backoff: b, MinConnectTimeout: retryMost})
 }
 
-func traceExporter(ctx context.Context, c *Config, t *tls.Config) (sdktrace.SpanExporter, error) {
+func traceClient(c *Config, t *tls.Config) otlptrace.Client {
 	if c.Traces.Protocol == GRPC {
 		opts := []otlptracegrpc.Option{
 			otlptracegrpc.WithRetry(otlptracegrpc.RetryConfig{}), otlptracegrpc.WithDialOption(reconnect()),
@@ -48,7 +47,7 @@ func traceExporter(ctx context.Context, c *Config, t *tls.Config) (sdktrace.Span
 		if t != nil {
 			opts = append(opts, otlptracegrpc.WithTLSCredentials(credentials.NewTLS(t)))
 		}
-		return otlptracegrpc.New(ctx, opts...)
+		return otlptracegrpc.NewClient(opts...)
 	}
 	opts := []otlptracehttp.Option{otlptracehttp.WithRetry(otlptracehttp.RetryConfig{})}
 	if c.Endpoint != "" {
@@ -66,7 +65,7 @@ func traceExporter(ctx context.Context, c *Config, t *tls.Config) (sdktrace.Span
 	if t != nil {
 		opts = append(opts, otlptracehttp.WithTLSClientConfig(t))
 	}
-	return otlptrace.New(ctx, otlptracehttp.NewClient(opts...))
+	return otlptracehttp.NewClient(opts...)
 }
 
 func logExporter(ctx context.Context, c *Config, t *tls.Config) (sdklog.Exporter, error) {

@@ -8,8 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	sdklog "go.opentelemetry.io/otel/sdk/log"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/kptrace/kptrace/trace"
 )
@@ -19,7 +19,7 @@ type Exporter struct {
 	cfg     Config
 	traces  *pipe // nil where the signal is off
 	logs    *pipe
-	spans   sdktrace.SpanExporter
+	spans   otlptrace.Client
 	records sdklog.Exporter
 	overrun atomic.Uint64
 }
@@ -42,14 +42,15 @@ func New(ctx context.Context, cfg Config) (*Exporter, error) {
 	}
 	e := &Exporter{cfg: cfg}
 	if !cfg.Traces.Off {
-		if e.spans, err = traceExporter(ctx, &cfg, secure); err != nil {
+		e.spans = traceClient(&cfg, secure)
+		if err := e.spans.Start(ctx); err != nil {
 			return fail(err)
 		}
 		e.traces = newPipe("spans", cfg.Traces, &cfg)
 		maker := newSpanMaker(res, cfg.Version)
 		e.traces.send = func(ctx context.Context, flows []*trace.Flow) (int, error) {
-			list := maker.spans(flows, time.Now())
-			return len(list), e.spans.ExportSpans(ctx, list)
+			request, n := maker.request(flows, time.Now())
+			return n, e.spans.UploadTraces(ctx, request)
 		}
 	}
 	if !cfg.Logs.Off {
@@ -86,7 +87,7 @@ func (e *Exporter) Run(ctx context.Context, r *trace.Reader) error {
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	if e.spans != nil {
-		err = errors.Join(err, e.spans.Shutdown(closing))
+		err = errors.Join(err, e.spans.Stop(closing))
 	}
 	if e.records != nil {
 		err = errors.Join(err, e.records.Shutdown(closing))

@@ -79,7 +79,9 @@ func (m *logMaker) records(flows []*trace.Flow, now time.Time) []sdklog.Record {
 		if m.sampling.Keep(f) {
 			c := f.SpanContext()
 			c.Flags |= trace.FlagSampled
-			ctx = oteltrace.ContextWithSpanContext(ctx, spanContext(c))
+			ctx = oteltrace.ContextWithSpanContext(ctx, oteltrace.NewSpanContext(oteltrace.SpanContextConfig{
+				TraceID: oteltrace.TraceID(c.Trace), SpanID: oteltrace.SpanID(c.Span), TraceFlags: oteltrace.TraceFlags(c.Flags),
+			}))
 		}
 		m.logger.Emit(ctx, r)
 	}

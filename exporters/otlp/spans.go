@@ -1,16 +1,15 @@
 package otlp
 
 import (
-	"context"
 	"encoding/binary"
 	"time"
 
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
-	oteltrace "go.opentelemetry.io/otel/trace"
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 
 	"github.com/kptrace/kptrace/trace"
 )
@@ -30,110 +29,132 @@ const (
 	eventState      = "state"
 )
 
-// spanMaker makes spans of Flows with OpenTelemetry's SDK, which sees to the
-// limits that the environment sets. It has one user at a time.
+// spanMaker makes spans of Flows in the form in which they are sent. To make them
+// with OpenTelemetry's SDK, whose spans are those of a running program, costs
+// thrice as much. It has one user at a time.
 type spanMaker struct {
-	provider *sdktrace.TracerProvider
-	tracer   oteltrace.Tracer
-	made     []sdktrace.ReadOnlySpan
-	ids      idMaker
-	room     attrs // for those of one span: the SDK copies them
+	resource *resourcepb.Resource
+	scope    *commonpb.InstrumentationScope
+	schema   string // of the resource
+	limits   sdktrace.SpanLimits
+	room     attrs // for those of one span
+	list     []*tracepb.Span
+
+	// Of the connection at hand.
+	trace []byte
+	root  []byte
+	ids   spanIDs
+
+	spans  pieces[tracepb.Span]
+	spanID pieces[[8]byte]
+	values valueMaker
 }
 
 func newSpanMaker(res *resource.Resource, version string) *spanMaker {
-	m := &spanMaker{}
-	m.provider = sdktrace.NewTracerProvider(
-		sdktrace.WithResource(res), sdktrace.WithSampler(sdktrace.AlwaysSample()),
-		sdktrace.WithIDGenerator(&m.ids), sdktrace.WithSpanProcessor(collect{m}),
-	)
-	m.tracer = m.provider.Tracer(scope, oteltrace.WithInstrumentationVersion(version), oteltrace.WithSchemaURL(semconv.SchemaURL))
+	m := &spanMaker{
+		scope:  &commonpb.InstrumentationScope{Name: scope, Version: version},
+		schema: res.SchemaURL(), limits: sdktrace.NewSpanLimits(), values: valueMaker{length: -1},
+	}
+	m.resource = &resourcepb.Resource{Attributes: m.values.list(res.Attributes())}
+	m.values.length = m.limits.AttributeValueLengthLimit
 	return m
 }
 
-// collect is the processor that keeps the spans that ended.
-type collect struct{ m *spanMaker }
-
-func (collect) OnStart(context.Context, sdktrace.ReadWriteSpan) {}
-func (c collect) OnEnd(s sdktrace.ReadOnlySpan)                 { c.m.made = append(c.m.made, s) }
-func (collect) Shutdown(context.Context) error                  { return nil }
-func (collect) ForceFlush(context.Context) error                { return nil }
-
-// idMaker hands out the ids of one connection: the Flow's own for its span,
-// and for each further one what follows from it.
-type idMaker struct {
-	own trace.SpanContext
+// spanIDs hands out the ids of one connection's spans: the Flow's own for the
+// first, and for each further one what follows from it.
+type spanIDs struct {
+	own trace.SpanID
 	n   uint64
 }
 
-func (g *idMaker) NewIDs(ctx context.Context) (oteltrace.TraceID, oteltrace.SpanID) {
-	return oteltrace.TraceID(g.own.Trace), g.NewSpanID(ctx, oteltrace.TraceID(g.own.Trace))
-}
-
-func (g *idMaker) NewSpanID(context.Context, oteltrace.TraceID) (id oteltrace.SpanID) {
+func (g *spanIDs) next(id *[8]byte) {
 	const step = 0x9e3779b97f4a7c15 // odd, so that it takes 2^64 steps to come back
-	n := binary.BigEndian.Uint64(g.own.Span[:]) + g.n*step
+	n := binary.BigEndian.Uint64(g.own[:]) + g.n*step
 	if g.n++; n == 0 {
 		n = step
 	}
 	binary.BigEndian.PutUint64(id[:], n)
-	return id
 }
 
-// spans makes the spans of some Flows. now is when they are exported, which is
-// when a connection that was given up ends.
-func (m *spanMaker) spans(flows []*trace.Flow, now time.Time) []sdktrace.ReadOnlySpan {
-	m.made = m.made[:0]
+// request makes the spans of some Flows, and says how many they are. now is
+// when they are exported, which is when a connection that was given up ends.
+func (m *spanMaker) request(flows []*trace.Flow, now time.Time) ([]*tracepb.ResourceSpans, int) {
+	m.list = m.list[:0]
 	for _, f := range flows {
 		m.add(f, now)
 	}
-	return m.made
+	return []*tracepb.ResourceSpans{{
+		Resource: m.resource, SchemaUrl: m.schema,
+		ScopeSpans: []*tracepb.ScopeSpans{{Scope: m.scope, SchemaUrl: semconv.SchemaURL, Spans: m.list}},
+	}}, len(m.list)
 }
 
-func spanContext(c trace.SpanContext) oteltrace.SpanContext {
-	return oteltrace.NewSpanContext(oteltrace.SpanContextConfig{
-		TraceID: oteltrace.TraceID(c.Trace), SpanID: oteltrace.SpanID(c.Span),
-		TraceFlags: oteltrace.TraceFlags(c.Flags), Remote: true,
-	})
+// span adds a span of the connection at hand, with what a holds, to the list.
+func (m *spanMaker) span(name string, kind tracepb.Span_SpanKind, start, end time.Time, a attrs) *tracepb.Span {
+	s, id := m.spans.next(), m.spanID.next()
+	m.ids.next(id)
+	s.Name, s.Kind, s.TraceId, s.SpanId, s.ParentSpanId = name, kind, m.trace, id[:], m.root
+	s.StartTimeUnixNano, s.EndTimeUnixNano = nanos(start), nanos(end)
+	s.Flags = uint32(trace.FlagSampled) | uint32(tracepb.SpanFlags_SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK)
+	s.Attributes, s.DroppedAttributesCount = m.values.some(a, m.limits.AttributeCountLimit)
+	m.list = append(m.list, s)
+	return s
+}
+
+// event adds an event to a span; where there is no room the oldest goes.
+func (m *spanMaker) event(s *tracepb.Span, name string, at time.Time, a attrs) {
+	e := &tracepb.Span_Event{Name: name, TimeUnixNano: nanos(at)}
+	e.Attributes, e.DroppedAttributesCount = m.values.some(a, m.limits.AttributePerEventCountLimit)
+	s.Events = append(s.Events, e)
+	if n := m.limits.EventCountLimit; n >= 0 && len(s.Events) > n {
+		s.Events = s.Events[1:]
+		s.DroppedEventsCount++
+	}
+}
+
+func nanos(t time.Time) uint64 { return uint64(max(0, t.UnixNano())) }
+
+func fail(s *tracepb.Span, why string) {
+	s.Status = &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR, Message: why}
 }
 
 // add makes the spans of one Flow: the connection, and as its children the
 // decision, each attempt, and the time from the answer to the end.
 func (m *spanMaker) add(f *trace.Flow, now time.Time) {
-	m.ids = idMaker{own: f.SpanContext()}
-	ctx := context.Background()
+	own := f.SpanContext()
 	parent, joined := f.Parent()
-	if joined {
-		ctx = oteltrace.ContextWithRemoteSpanContext(ctx, spanContext(parent))
-	}
+	m.ids, m.trace, m.root = spanIDs{own: own.Span}, own.Trace[:], nil
 	end := endOf(f, now)
 	a := m.room[:0]
 	a.connection(f)
 	m.room = a
-	ctx, root := m.tracer.Start(ctx, connectionName(f), oteltrace.WithTimestamp(f.Start),
-		oteltrace.WithSpanKind(oteltrace.SpanKindClient), oteltrace.WithAttributes(a...),
-		oteltrace.WithLinks(links(f, joined)...))
+	root := m.span(connectionName(f), tracepb.Span_SPAN_KIND_CLIENT, f.Start, end, a)
+	m.root = root.GetSpanId()
+	if joined {
+		root.ParentSpanId = parent.Span[:]
+		root.Flags |= uint32(tracepb.SpanFlags_SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK)
+	}
+	m.links(root, f, joined)
 	state := func(word string, at time.Time) {
-		root.AddEvent(eventState, oteltrace.WithTimestamp(at), oteltrace.WithAttributes(semconv.NetworkConnectionStateKey.String(word)))
+		m.event(root, eventState, at, attrs{semconv.NetworkConnectionStateKey.String(word)})
 	}
 	if f.Decision.Known {
-		m.decision(ctx, f)
+		m.decision(f)
 	}
 	for i := range f.Attempts {
-		m.attempt(ctx, f, i, end)
+		m.attempt(f, i, end)
 	}
 	if f.Established >= 0 {
 		at := f.Start.Add(f.Established)
 		state("established", at)
 		if end.After(at) || f.Duration >= f.Established {
-			_, s := m.tracer.Start(ctx, spanEstablished, oteltrace.WithTimestamp(at))
-			s.End(oteltrace.WithTimestamp(end))
+			m.span(spanEstablished, tracepb.Span_SPAN_KIND_INTERNAL, at, end, nil)
 		}
 	}
 	state(string(f.Outcome), end)
 	if failed(f) {
-		root.SetStatus(codes.Error, statusText(f))
+		fail(root, statusText(f))
 	}
-	root.End(oteltrace.WithTimestamp(end))
 }
 
 // connectionName names the Service, of which there are few, and no address.
@@ -177,37 +198,43 @@ func statusText(f *trace.Flow) string {
 	return string(f.Outcome) + ": " + string(f.Reason)
 }
 
-// links leads to the requests that are no parent.
-func links(f *trace.Flow, joined bool) []oteltrace.Link {
+// links leads to the requests that are no parent; where there is no room the
+// oldest go.
+func (m *spanMaker) links(s *tracepb.Span, f *trace.Flow, joined bool) {
 	list := f.Carried
 	if joined {
 		list = list[1:]
 	}
-	var out []oteltrace.Link
-	for i := range list {
-		out = append(out, oteltrace.Link{
-			SpanContext: spanContext(list[i].SpanContext),
-			Attributes:  []attribute.KeyValue{keyRequestTime.String(list[i].Time.UTC().Format(time.RFC3339Nano))},
-		})
+	if n := m.limits.LinkCountLimit; n >= 0 && len(list) > n {
+		s.DroppedLinksCount = uint32(len(list) - n)
+		list = list[len(list)-n:]
 	}
-	return out
+	for i := range list {
+		c := &list[i]
+		l := &tracepb.Span_Link{
+			TraceId: c.Trace[:], SpanId: c.Span[:],
+			Flags: uint32(c.Flags) | uint32(tracepb.SpanFlags_SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK|tracepb.SpanFlags_SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK),
+		}
+		l.Attributes, l.DroppedAttributesCount = m.values.some(
+			attrs{keyRequestTime.String(c.Time.UTC().Format(time.RFC3339Nano))}, m.limits.AttributePerLinkCountLimit)
+		s.Links = append(s.Links, l)
+	}
 }
 
 // decision is a span of no length: the kernel decides within one packet's walk.
-func (m *spanMaker) decision(ctx context.Context, f *trace.Flow) {
+func (m *spanMaker) decision(f *trace.Flow) {
 	a := m.room[:0]
 	a.decision(&f.Decision)
-	_, s := m.tracer.Start(ctx, spanDecision, oteltrace.WithTimestamp(f.Start), oteltrace.WithAttributes(a...))
+	s := m.span(spanDecision, tracepb.Span_SPAN_KIND_INTERNAL, f.Start, f.Start, a)
 	if d := &f.Decision; d.Affinity != "" && d.Affinity != trace.AffinityNone {
-		var a attrs
+		a = a[:0]
 		a.affinity(d)
-		s.AddEvent(eventAffinity, oteltrace.WithTimestamp(f.Start), oteltrace.WithAttributes(a...))
+		m.event(s, eventAffinity, f.Start, a)
 	}
-	s.End(oteltrace.WithTimestamp(f.Start))
 }
 
 // attempt lasts until its answer, until the next attempt, or to the end.
-func (m *spanMaker) attempt(ctx context.Context, f *trace.Flow, i int, end time.Time) {
+func (m *spanMaker) attempt(f *trace.Flow, i int, end time.Time) {
 	t := &f.Attempts[i]
 	switch {
 	case t.Latency >= 0:
@@ -217,22 +244,19 @@ func (m *spanMaker) attempt(ctx context.Context, f *trace.Flow, i int, end time.
 	}
 	a := m.room[:0]
 	a.add(keyAttempt.Int(i+1), keyAttemptOutcome.String(t.Outcome))
-	a.peer("destination", &t.Endpoint)
+	a.destination(&t.Endpoint)
 	a.count(keyRetransmits, t.Retransmits)
 	a.text(keyICMP, t.ICMP)
-	_, s := m.tracer.Start(ctx, spanAttempt, oteltrace.WithTimestamp(t.Start),
-		oteltrace.WithSpanKind(oteltrace.SpanKindClient), oteltrace.WithAttributes(a...))
+	s := m.span(spanAttempt, tracepb.Span_SPAN_KIND_CLIENT, t.Start, end, a)
 	if t.Retransmits > 0 {
-		s.AddEvent(eventRetransmit, oteltrace.WithTimestamp(t.Start.Add(t.Resent)),
-			oteltrace.WithAttributes(keyRetransmits.Int(t.Retransmits)))
+		m.event(s, eventRetransmit, t.Start.Add(t.Resent), attrs{keyRetransmits.Int(t.Retransmits)})
 	}
 	switch t.Outcome {
 	case "refused", "unreachable", "unanswered", "timeout":
-		s.SetStatus(codes.Error, t.Outcome)
+		fail(s, t.Outcome)
 	case "reset":
 		if f.Reason != trace.ResetByClient {
-			s.SetStatus(codes.Error, t.Outcome)
+			fail(s, t.Outcome)
 		}
 	}
-	s.End(oteltrace.WithTimestamp(end))
 }

@@ -276,3 +276,34 @@ func TestJoined(t *testing.T) {
 	}
 	check(root.GetLinks(), f.Carried)
 }
+
+// TestLimits wants the limits that OpenTelemetry's environment variables set,
+// and what they cost said.
+func TestLimits(t *testing.T) {
+	for name, value := range map[string]string{
+		"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "5", "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": "4",
+		"OTEL_SPAN_EVENT_COUNT_LIMIT": "1", "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": "0",
+		"OTEL_SPAN_LINK_COUNT_LIMIT": "2", "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": "0",
+	} {
+		t.Setenv(name, value)
+	}
+	f := carrying(0)
+	all := attrs{}
+	all.connection(f)
+	root := one(t, f)[spanConnection][0]
+	want(t, "attributes", text(root.GetAttributes()), []string{
+		"kptrace.flow.id=0000", "kptrace.outcome=clos", "network.transport=tcp", "network.type=ipv4", "source.address=10.2",
+	})
+	if n := root.GetDroppedAttributesCount(); int(n) != len(all)-5 {
+		t.Errorf("%d attributes dropped of %d", n, len(all))
+	}
+	if e := root.GetEvents(); len(e) != 1 || at(e[0].GetTimeUnixNano()) != 32*ms || root.GetDroppedEventsCount() != 1 ||
+		len(e[0].GetAttributes()) != 0 || e[0].GetDroppedAttributesCount() != 1 {
+		t.Errorf("events %v, %d dropped", e, root.GetDroppedEventsCount())
+	}
+	l := root.GetLinks()
+	if len(l) != 2 || int(root.GetDroppedLinksCount()) != len(f.Carried)-2 || l[0].GetDroppedAttributesCount() != 1 ||
+		hex.EncodeToString(l[1].GetSpanId()) != f.Carried[len(f.Carried)-1].Span.String() {
+		t.Errorf("links %v, %d dropped of %d", l, root.GetDroppedLinksCount(), len(f.Carried))
+	}
+}
