@@ -31,8 +31,6 @@ const (
 	pathQueue = 128 << 20
 	// pathEnd is how long after the selection is emptied reports may still come.
 	pathEnd = 600 * time.Millisecond
-	// pathLate is how long a path waits for its flow.
-	pathLate = 3 * time.Second
 	// reloadLeast is the least time between two readings of all rules.
 	reloadLeast = 500 * time.Millisecond
 )
@@ -56,8 +54,7 @@ type pathSession struct {
 	p       *pathTracer
 	flavour xtables.Flavour
 	source  traceSource
-	rules   path.Rules
-	joiner  *path.Joiner
+	pathJoin
 	devices devices
 	sel     *selection.Selection
 	wires   wires
@@ -66,14 +63,14 @@ type pathSession struct {
 
 	frames frameQueue
 	losses lossBox
-	hits   []trace.RuleHit
-	ready  []path.Joined // complete, not yet given to their flows
 	view   *proxy.View
 	// For status.
 	entries atomic.Int64
 	packets atomic.Int64
 	stray   atomic.Uint64 // paths without a flow
 	joined  atomic.Pointer[path.Stats]
+	// dropReasons are for recorders.
+	dropReasons atomic.Pointer[map[uint32]string]
 }
 
 // session runs one; it ends when nobody asks any more, with ctx, or with the
@@ -90,11 +87,7 @@ func (p *pathTracer) session(ctx context.Context) (err error) {
 	} else {
 		s.source = legacySource{legacytrace.New(legacytrace.Config{OnLoss: s.losses.add})}
 	}
-	s.joiner = path.New(path.Config{
-		Rules: s.rules.Find, Hook: s.rules.Hook, Device: s.devices.name, Own: selection.Owns,
-		Names: &path.Names{Endpoint: s.endpoint},
-		Emit:  func(j path.Joined) { s.ready = append(s.ready, j) },
-	})
+	s.begin(s.devices.name, s.endpoint)
 	s.sel = selection.New(selection.Config{Tools: p.tools, Flavour: fl, IPv6: p.ipv6()})
 
 	// The source outlives ctx for as long as it takes to end in order.
@@ -103,7 +96,7 @@ func (p *pathTracer) session(ctx context.Context) (err error) {
 	g, reading := errgroup.WithContext(reading)
 	listening := make(chan struct{})
 	g.Go(guard(func() error {
-		return s.source.Run(reading, sync.OnceFunc(func() { close(listening) }), s.frames.put)
+		return s.source.Run(reading, sync.OnceFunc(func() { close(listening) }), s.put)
 	}))
 	select {
 	case <-listening:
@@ -132,6 +125,12 @@ func (p *pathTracer) session(ctx context.Context) (err error) {
 	s.deliver(end, true)
 	s.tellLosses()
 	return err
+}
+
+// put takes what a source read, from any goroutine. It never waits.
+func (s *pathSession) put(f trace.Frame) {
+	s.p.tracer.taps.frame(f)
+	s.frames.put(f)
 }
 
 // setUp selects for the followers there are.
@@ -199,8 +198,10 @@ func (s *pathSession) choose(ctx context.Context) error {
 	if err := s.sel.Set(ctx, w); err != nil {
 		return err
 	}
-	s.drops.look(s.reading, s.frames.put, s.losses.add)
-	s.wires.look(s.reading, &w, s.frames.put, s.losses.add)
+	s.drops.look(s.reading, s.put, s.losses.add)
+	reasons := s.drops.decoder.Reasons()
+	s.dropReasons.Store(&reasons)
+	s.wires.look(s.reading, &w, s.put, s.losses.add)
 	s.entries.Store(int64(len(w.To)))
 	s.packets.Store(int64(w.Packets))
 	s.p.tell(asks, nil)
@@ -288,23 +289,13 @@ func (s *pathSession) newView() bool {
 // drain joins what has been read.
 func (s *pathSession) drain() {
 	for _, f := range s.frames.take() {
-		if f.Source == trace.Drops {
-			s.drops.seen = s.drops.decoder.Decode(f, s.drops.seen[:0])
-			for i := range s.drops.seen {
-				s.joiner.Dropped(&s.drops.seen[i], f.Time)
-			}
-			continue
-		}
-		if f.Source == trace.Wire {
-			s.wires.seen = s.wires.decoder.Decode(f, s.wires.seen[:0])
-			for i := range s.wires.seen {
-				s.joiner.Sighting(&s.wires.seen[i], f.Time)
-			}
-			continue
-		}
-		s.hits = s.source.hits().DecodeHits(f, s.hits[:0])
-		for i := range s.hits {
-			s.joiner.Hit(&s.hits[i], f.Time)
+		switch f.Source {
+		case trace.Drops:
+			s.drop(s.drops.decoder, f)
+		case trace.Wire:
+			s.sight(s.wires.decoder, f)
+		default:
+			s.hit(s.source.hits(), f)
 		}
 	}
 	if n := s.frames.lost(); n > 0 {
@@ -321,18 +312,10 @@ func (s *pathSession) deliver(ctx context.Context, last bool) {
 		return
 	}
 	var left []path.Joined
-	now := time.Now().UnixNano()
 	err := s.p.tracer.do(ctx, func(c *correlate.Correlator) {
-		for i := range s.ready {
-			j := &s.ready[i]
-			switch {
-			case c.Path(&j.Path, &j.Packet):
-			case !last && now-j.At < int64(pathLate):
-				left = append(left, *j)
-			default:
-				s.stray.Add(1)
-			}
-		}
+		var strays uint64
+		left, strays = s.give(c, time.Now(), last)
+		s.stray.Add(strays)
 	})
 	if err != nil && len(s.ready) < 1<<16 && !last {
 		return // the correlator is busy or starting again
@@ -345,6 +328,7 @@ func (s *pathSession) deliver(ctx context.Context, last bool) {
 func (s *pathSession) tellLosses() {
 	for _, l := range s.losses.take() {
 		s.joiner.Lost(l)
+		s.p.tracer.taps.loss(l)
 		s.p.tracer.losses.count(l)
 		s.p.tracer.ring.PublishLoss(l)
 	}

@@ -62,7 +62,6 @@ type wires struct {
 	decoder *wire.Decoder
 	ports   []uint16
 	all     bool
-	seen    []trace.Sighting
 }
 
 // look makes the source look for w.
@@ -93,7 +92,6 @@ func (x *wires) look(ctx context.Context, w *selection.Want, emit func(trace.Fra
 type drops struct {
 	pathExtra
 	decoder *drop.Decoder
-	seen    []trace.DropNotice
 }
 
 // look starts the source, once.

@@ -2,7 +2,10 @@ package node
 
 import (
 	"context"
+	"errors"
 	"io"
+	"maps"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -11,6 +14,7 @@ import (
 
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/path"
 	"github.com/kptrace/kptrace/trace/record"
 )
 
@@ -106,10 +110,11 @@ func (n *node) record(ctx context.Context, to io.Writer) error {
 		v4, v6 := rulesOf(told.Program)
 		return w.State(record.State{Mode: told.Mode, From: told.From, Snapshot: told.Snapshot, Overlay: told.Overlay, Rules4: v4, Rules6: v6})
 	}
+	paths := recordedPaths{n: n, w: w}
 	tick := time.NewTicker(stateEvery)
 	defer tick.Stop()
 	for err == nil {
-		if err = state(); err != nil {
+		if err = errors.Join(state(), paths.look()); err != nil {
 			break
 		}
 		select {
@@ -130,6 +135,53 @@ func (n *node) record(ctx context.Context, to io.Writer) error {
 		}
 	}
 	return err
+}
+
+// namesEvery is how often a recorder looks for devices that are new.
+const namesEvery = time.Second
+
+// recordedPaths writes what traces of paths are to be understood by.
+type recordedPaths struct {
+	n     *node
+	w     *record.Writer
+	told  *path.Generation
+	names record.Names
+	next  time.Time
+}
+
+// look writes what is new, if paths are being traced.
+func (r *recordedPaths) look() error {
+	s := r.n.paths.live.Load()
+	if s == nil {
+		return nil
+	}
+	if g := s.rules.Newest(); g != nil && g != r.told {
+		r.told = g
+		if err := r.w.Rules(recordable(g)); err != nil {
+			return err
+		}
+	}
+	now := time.Now()
+	if now.Before(r.next) {
+		return nil
+	}
+	r.next = now.Add(namesEvery)
+	names := record.Names{Devices: map[uint32]string{}}
+	if d := s.dropReasons.Load(); d != nil {
+		names.Reasons = *d
+	}
+	list, err := net.Interfaces()
+	if err != nil {
+		return nil // they stay numbers
+	}
+	for i := range list {
+		names.Devices[uint32(list[i].Index)] = list[i].Name
+	}
+	if maps.Equal(names.Devices, r.names.Devices) && maps.Equal(names.Reasons, r.names.Reasons) {
+		return nil
+	}
+	r.names = names
+	return r.w.Names(names)
 }
 
 // rulesOf is a program as iptables-save prints it, by family; of a program that

@@ -5,17 +5,22 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net/netip"
 	"time"
 
-	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/liverules"
 	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/correlate"
 	"github.com/kptrace/kptrace/trace/record"
 	"github.com/kptrace/kptrace/trace/source/ctevent"
+	"github.com/kptrace/kptrace/trace/source/drop"
 	"github.com/kptrace/kptrace/trace/source/ipvs"
+	"github.com/kptrace/kptrace/trace/source/legacytrace"
 	"github.com/kptrace/kptrace/trace/source/nflog"
+	"github.com/kptrace/kptrace/trace/source/nftrace"
+	"github.com/kptrace/kptrace/trace/source/userspace"
+	"github.com/kptrace/kptrace/trace/source/wire"
 )
 
 // What the correlator lives by, live and in a replay.
@@ -48,8 +53,11 @@ type ReplayStats struct {
 	Frames, Events uint64
 	States         int
 	First, Last    time.Time
-	// Skipped counts frames of sources that do not replay.
+	// Skipped counts frames of sources that this version does not know.
 	Skipped uint64
+	// Paths counts the paths of packets, StrayPaths those that belong to no
+	// connection in the recording.
+	Paths, StrayPaths uint64
 	// Dropped are frames that the recorder did not come to.
 	Dropped uint64
 }
@@ -59,18 +67,26 @@ type ReplayStats struct {
 // with what was readable before it: see package record.
 func Replay(cfg ReplayConfig) (ReplayStats, error) {
 	h := cfg.Recording.Header()
-	r := &replay{cfg: cfg, decoders: map[trace.SourceID]trace.Decoder{}}
+	r := &replay{cfg: cfg, decoders: map[trace.SourceID]trace.Decoder{}, tracers: map[trace.SourceID]trace.HitDecoder{}}
 	r.c = correlate.New(correlate.Config{
 		Node: h.Node, Views: func() []*proxy.View { return r.views }, Emit: cfg.Emit, Hold: hold,
 		MasqueradeMark: h.MasqueradeMark, MaxFlows: maxFlows, EntriesDecide: h.EntriesDecide,
+		Paths: func() bool { return r.hasPaths },
 	})
 	reports := nflog.NewDecoder(r.lookup)
 	reports.Packets = cfg.Packet
 	r.decoders[trace.NFLog] = reports
 	r.decoders[trace.Conntrack] = ctevent.NewDecoder()
 	r.decoders[trace.IPVS] = ipvs.NewDecoder()
+	r.decoders[trace.Userspace] = userspace.NewDecoder(r.lookup)
+	r.begin(func(i uint32) string { return r.names.Devices[i] }, r.endpoint)
+	r.tracers[trace.NFTrace], r.tracers[trace.LegacyTrace] = nftrace.NewDecoder(), legacytrace.NewDecoder()
+	r.wire, r.drops = wire.NewDecoder(), drop.NewDecoder(nil)
 	err := r.run()
 	if !r.stats.Last.IsZero() {
+		r.joiner.Flush(r.stats.Last)
+		r.c.Advance(r.stats.Last.Add(hold)) // what the paths' flows wait for
+		r.deliver(r.stats.Last, true)
 		r.c.Advance(r.stats.Last.Add(time.Minute)) // what is decided by waiting
 		r.c.Flows(func(*trace.Flow) bool { return true })
 	}
@@ -85,6 +101,21 @@ type replay struct {
 	events   []trace.Event
 	advanced int64
 	stats    ReplayStats
+
+	pathJoin
+	tracers  map[trace.SourceID]trace.HitDecoder
+	wire     *wire.Decoder
+	drops    *drop.Decoder
+	names    record.Names
+	hasPaths bool
+}
+
+// endpoint names the pod at an address.
+func (r *replay) endpoint(ep netip.AddrPort) string {
+	if len(r.views) == 0 {
+		return ""
+	}
+	return r.views[0].Snapshot.Pods[ep.Addr()].Name
 }
 
 func (r *replay) lookup(prefix []byte) *proxy.Rule {
@@ -108,10 +139,24 @@ func (r *replay) run() error {
 			if err := r.state(it.State); err != nil {
 				return err
 			}
+		case it.Rules != nil:
+			g, err := generation(it.Rules)
+			if err != nil {
+				return fmt.Errorf("node: reading the recorded rules: %w", err)
+			}
+			r.rules.Add(g)
+			r.hasPaths = true
+		case it.Names != nil:
+			r.names = *it.Names
+			r.drops = drop.NewDecoder(r.names.Reasons)
 		case it.Frame != nil:
 			r.frame(it.Frame)
 		case it.Loss != nil:
-			r.c.Lost(*it.Loss)
+			if ofPaths(it.Loss.Source) {
+				r.joiner.Lost(*it.Loss)
+			} else {
+				r.c.Lost(*it.Loss)
+			}
 			if r.cfg.Loss != nil {
 				r.cfg.Loss(*it.Loss)
 			}
@@ -128,19 +173,12 @@ func (r *replay) state(s *record.State) error {
 		p = r.cfg.Program(s)
 	}
 	if p == nil {
-		var rulesets []*xtables.Ruleset
-		for fa, text := range map[xtables.Family]string{xtables.IPv4: s.Rules4, xtables.IPv6: s.Rules6} {
-			if text == "" {
-				continue
-			}
-			rs, err := xtables.Parse(fa, text)
-			if err != nil {
-				return fmt.Errorf("node: reading the recorded rules: %w", err)
-			}
-			rulesets = append(rulesets, rs)
+		_, all, err := rulesets(s.Rules4, s.Rules6)
+		if err != nil {
+			return fmt.Errorf("node: reading the recorded rules: %w", err)
 		}
 		addrs := s.Snapshot.Node.Addrs
-		p = liverules.New(liverules.Config{Addrs: addrs, Snapshot: s.Snapshot, Overlay: s.Overlay}, rulesets...)
+		p = liverules.New(liverules.Config{Addrs: addrs, Snapshot: s.Snapshot, Overlay: s.Overlay}, all...)
 	}
 	v := &proxy.View{Mode: s.Mode, Snapshot: s.Snapshot, Overlay: s.Overlay, Program: p, From: s.From, Done: s.From}
 	r.views = append([]*proxy.View{v}, r.views[:min(len(r.views), 7)]...)
@@ -155,19 +193,47 @@ func (r *replay) frame(f *trace.Frame) {
 		r.stats.First = at
 	}
 	r.stats.Last = at
-	d := r.decoders[f.Source]
-	if d == nil {
-		r.stats.Skipped++
-		return
-	}
 	// What timers found out before this frame was read.
 	if f.Time-r.advanced >= int64(tickEvery) && f.Time < math.MaxInt64 {
 		r.advanced = f.Time
 		r.c.Advance(at)
+		r.joiner.Advance(at)
+		r.deliver(at, false)
+	}
+	switch f.Source {
+	case trace.Wire:
+		r.sight(r.wire, *f)
+		return
+	case trace.Drops:
+		r.drop(r.drops, *f)
+		return
+	}
+	if t := r.tracers[f.Source]; t != nil {
+		r.hit(t, *f)
+		return
+	}
+	d := r.decoders[f.Source]
+	if d == nil {
+		r.stats.Skipped++
+		return
 	}
 	r.events = d.Decode(*f, r.events[:0])
 	r.stats.Events += uint64(len(r.events))
 	for i := range r.events {
 		r.c.Handle(&r.events[i])
 	}
+}
+
+// ofPaths reports whether a source tells the paths of packets and no decisions.
+func ofPaths(s trace.SourceID) bool {
+	return s == trace.NFTrace || s == trace.LegacyTrace || s == trace.Wire || s == trace.Drops
+}
+
+// deliver gives paths to their flows; with last there is no later.
+func (r *replay) deliver(now time.Time, last bool) {
+	n := len(r.ready)
+	left, strays := r.give(r.c, now, last)
+	r.ready = left
+	r.stats.Paths += uint64(n - len(left))
+	r.stats.StrayPaths += strays
 }

@@ -263,6 +263,19 @@ type flowLine struct {
 	}
 	DurationMs, EstablishedMs *float64
 	BytesIn                   *uint64
+
+	Packets []struct {
+		Packet     int
+		Name       string
+		Incomplete bool
+	}
+	Path []struct {
+		Packet               int
+		Kind, Hook, Table    string
+		Chain, Purpose, Text string
+		Verdict, In, Out     string
+	}
+	Incomplete bool
 }
 
 func (f *flowLine) pod() string {

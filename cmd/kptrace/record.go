@@ -13,12 +13,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kptrace/kptrace/exporters/relay"
+	"github.com/kptrace/kptrace/trace"
 )
 
 // recordFlags are the flags of kptrace record.
 type recordFlags struct {
 	output   string
 	duration time.Duration
+	packets  string
 	sockets  []string
 }
 
@@ -32,11 +34,19 @@ read from the kernel, and the state and rules they are to be understood by.
 kptrace replay shows it on any machine and system, with the filters and outputs
 of follow, and writes it for Wireshark.
 
+--packets N has the node trace the first N packets each way of every new
+connection rule by rule, as kptrace follow --packets does with what that costs;
+replay -o path shows them. What others have traced meanwhile is kept in any case.
+
 The file holds names and addresses of the cluster, and the first 64 bytes of
 packets from the IP header on: headers, and of UDP a few bytes of data.`,
 		Example: `  # Ten seconds of a node, then on a laptop
   kptrace record -o node1.ktr --for 10s
-  kptrace replay node1.ktr svc/foo -n shop -o wide`,
+  kptrace replay node1.ktr svc/foo -n shop -o wide
+
+  # With the ways of first packets
+  kptrace record -o node1.ktr --for 10s --packets 1
+  kptrace replay node1.ktr -A -o path`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
@@ -46,6 +56,7 @@ packets from the IP header on: headers, and of UDP a few bytes of data.`,
 	}
 	cmd.Flags().StringVarP(&f.output, "output", "o", "", "file to write, or - for stdout")
 	cmd.Flags().DurationVar(&f.duration, "for", 0, "end after this time (10s)")
+	cmd.Flags().StringVar(&f.packets, "packets", "", "trace rule by rule this many packets of each direction, or all (needs --for)")
 	addSocketFlag(cmd, &f.sockets)
 	return cmd
 }
@@ -56,6 +67,10 @@ func (f *recordFlags) run(ctx context.Context, out, talk io.Writer) (err error) 
 		return usageErr(errors.New("say where to: -o FILE"))
 	case f.duration < 0:
 		return usageErr(fmt.Errorf("--for %v: use a time above 0", f.duration))
+	}
+	tracing, err := (&followFlags{packets: f.packets, duration: f.duration}).path()
+	if err != nil {
+		return usageErr(err)
 	}
 	clients, err := connect(ctx, f.sockets, false, talk)
 	if err != nil {
@@ -71,7 +86,7 @@ func (f *recordFlags) run(ctx context.Context, out, talk io.Writer) (err error) 
 		defer cancel()
 	}
 	if f.output == "-" {
-		return clients[0].Record(ctx, out)
+		return recordNode(ctx, clients[0], tracing, out, talk)
 	}
 	file, err := os.OpenFile(f.output, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -81,13 +96,42 @@ func (f *recordFlags) run(ctx context.Context, out, talk io.Writer) (err error) 
 		fmt.Fprintln(talk, "recording; end it by Ctrl-C")
 	}
 	counted := &counter{w: file}
-	err = errors.Join(clients[0].Record(ctx, counted), file.Close())
+	err = errors.Join(recordNode(ctx, clients[0], tracing, counted, talk), file.Close())
 	if errors.Is(err, relay.ErrGone) {
 		err = fmt.Errorf("%w; what was recorded until then is in %s", err, f.output)
 	}
 	if err == nil {
 		fmt.Fprintf(talk, "%s: %d bytes; look at it by kptrace replay %s\n", f.output, counted.n, f.output)
 	}
+	return err
+}
+
+// recordNode records a node until ctx ends, and meanwhile is a follower of paths
+// if they are wanted, which has the node trace them.
+func recordNode(ctx context.Context, c *relay.Client, tracing trace.PathRequest, out, talk io.Writer) error {
+	if !tracing.Wanted() {
+		return c.Record(ctx, out)
+	}
+	following, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		req := trace.Request{Path: tracing, Interval: time.Minute}
+		err := c.Follow(following, req, func(m trace.Message) error {
+			if m.Header != nil {
+				for _, n := range m.Header.Notes {
+					fmt.Fprintln(talk, "note:", n)
+				}
+			}
+			return nil
+		})
+		if err != nil && following.Err() == nil {
+			fmt.Fprintln(talk, "note: paths are not traced:", err)
+		}
+	}()
+	err := c.Record(ctx, out)
+	stop()
+	<-ended
 	return err
 }
 

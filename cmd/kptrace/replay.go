@@ -17,6 +17,7 @@ import (
 	"github.com/kptrace/kptrace/node"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/ipvs"
+	"github.com/kptrace/kptrace/proxy/userspace"
 	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/record"
 )
@@ -69,11 +70,11 @@ said, and the exit code is 1.`,
 	fl.StringArrayVar(&w.ports, "port", nil, "only to this Service port, by number or name")
 	fl.StringSliceVar(&w.outcomes, "outcome", nil, "only with this outcome, as of kptrace follow")
 	fl.DurationVar(&w.minDuration, "min-duration", 0, "only if it lasted at least this long, as 500ms")
-	fl.StringVarP(&w.output, "output", "o", string(text.Line), "line, wide, json (one document) or jsonl (one object a line)")
+	fl.StringVarP(&w.output, "output", "o", string(text.Line), "line, wide, path (rule by rule, where paths were traced), json (one document) or jsonl (one object a line)")
 	fl.BoolVar(&w.noHeader, "no-header", false, "leave out scope and titles")
 	fl.StringVar(&f.pcapng, "pcapng", "", "write the packets to this file, with decisions as comments, instead of showing connections")
 	completeFrom(cmd, "outcome", outcomeWords())
-	completeFrom(cmd, "output", []string{"line", "wide", "json", "jsonl"})
+	completeFrom(cmd, "output", []string{"line", "wide", "path", "json", "jsonl"})
 	return cmd
 }
 
@@ -113,7 +114,13 @@ func (f *replayFlags) run(ctx context.Context, name string, args []string, stdin
 		fmt.Fprintf(talk, "note: the recorder did not come to %d frames\n", n)
 	}
 	if n := stats.Skipped; n > 0 {
-		fmt.Fprintf(talk, "note: %d frames are of sources that do not replay (userspace mode)\n", n)
+		fmt.Fprintf(talk, "note: %d frames are of sources that this kptrace does not know: a newer one wrote them\n", n)
+	}
+	if n := stats.StrayPaths; n > 0 {
+		fmt.Fprintf(talk, "note: %d of %d paths are of connections that are not in the recording\n", n, stats.Paths)
+	}
+	if f.follow.output == string(text.Path) && stats.Paths == 0 {
+		fmt.Fprintln(talk, "note: no paths were traced while this was recorded: kptrace record --packets 1 does")
 	}
 	if f.pcapng != "" {
 		return errors.Join(err, flows.write(f.pcapng, &h, &req.Filter, talk))
@@ -124,14 +131,15 @@ func (f *replayFlags) run(ctx context.Context, name string, args []string, stdin
 // programOf makes the program of a mode whose rules do not tell what they mean,
 // nil for others.
 func programOf(s *record.State) proxy.Program {
-	if s.Mode != proxy.IPVS {
-		return nil
+	switch s.Mode {
+	case proxy.Userspace:
+		return userspace.New(userspace.Config{Trace: true}).Render(s.Snapshot, s.Overlay)
+	case proxy.IPVS:
+		if b, err := ipvs.New(ipvs.Config{Trace: true}); err == nil {
+			return b.Render(s.Snapshot, s.Overlay)
+		}
 	}
-	b, err := ipvs.New(ipvs.Config{Trace: true})
-	if err != nil {
-		return nil
-	}
-	return b.Render(s.Snapshot, s.Overlay)
+	return nil
 }
 
 // replayed keeps what a replay brings.
@@ -184,7 +192,7 @@ func (r *replayed) show(ctx context.Context, f *replayFlags, nodeName string, fi
 	t := terminalOf(out)
 	err := text.Run(context.WithoutCancel(ctx), text.Config{
 		Out: out, Err: talk, Format: text.Format(f.follow.output), Colour: t.colour, Size: t.size,
-		NoHeader: f.follow.noHeader, List: true, Nodes: 1,
+		NoHeader: f.follow.noHeader, List: true, Nodes: 1, Paths: f.follow.output == string(text.Path),
 	}, stream)
 	for range stream { // whoever writes is to end
 	}

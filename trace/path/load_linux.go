@@ -3,7 +3,6 @@ package path
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/kptrace/kptrace/internal/nfnl"
@@ -53,7 +52,7 @@ func Load(ctx context.Context, cfg LoadConfig) (*Generation, error) {
 func load(ctx context.Context, cfg LoadConfig) (*Generation, error) {
 	g := &Generation{
 		Source: trace.NFTrace, From: time.Now().UnixNano(),
-		Rules: map[uint8]*xtables.Ruleset{}, Index: map[HandleKey]int{}, Hooks: map[[3]string]string{},
+		Rules: map[uint8]*xtables.Ruleset{}, Index: map[HandleKey]int{}, Hooks: map[ChainKey]string{},
 	}
 	if cfg.Flavour == xtables.Legacy {
 		g.Source = trace.LegacyTrace
@@ -86,7 +85,7 @@ func load(ctx context.Context, cfg LoadConfig) (*Generation, error) {
 	g.handles(rules)
 	for _, h := range hooks {
 		if int(h.Hook) < len(hookNames) {
-			g.Hooks[[3]string{strconv.Itoa(int(h.Family)), h.Table, h.Chain}] = hookNames[h.Hook]
+			g.Hooks[ChainKey{h.Family, h.Table, h.Chain}] = hookNames[h.Hook]
 		}
 	}
 	return g, nil
@@ -95,20 +94,16 @@ func load(ctx context.Context, cfg LoadConfig) (*Generation, error) {
 // handles pairs handles with the rules that iptables-save prints, by their place
 // in the chain. A chain of which the two have different lengths is left out.
 func (g *Generation) handles(rules []xtables.NFTRule) {
-	type chain struct {
-		family      uint8
-		table, name string
-	}
-	places := map[chain]int{}
+	places := map[ChainKey]int{}
 	for _, r := range rules {
-		c := chain{r.Family, r.Table, r.Chain}
+		c := ChainKey{r.Family, r.Table, r.Chain}
 		if g.Rules[r.Family].Table(r.Table) != nil {
 			g.Index[HandleKey{r.Family, r.Table, r.Chain, r.Handle}] = places[c]
 		}
 		places[c]++
 	}
 	for _, r := range rules {
-		c := chain{r.Family, r.Table, r.Chain}
+		c := ChainKey{r.Family, r.Table, r.Chain}
 		saved := g.Rules[r.Family].Table(r.Table).Chain(r.Chain)
 		if saved == nil || len(saved.Rules) != places[c] {
 			delete(g.Index, HandleKey{r.Family, r.Table, r.Chain, r.Handle})

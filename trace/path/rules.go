@@ -52,6 +52,12 @@ type HandleKey struct {
 	Handle       uint64
 }
 
+// ChainKey is a chain of nf_tables.
+type ChainKey struct {
+	Family       uint8
+	Table, Chain string
+}
+
 // Generation is the rules as they were at one time. It must not change.
 type Generation struct {
 	Source trace.SourceID
@@ -62,9 +68,8 @@ type Generation struct {
 	Rules map[uint8]*xtables.Ruleset
 	// Index gives the place of each rule of nf_tables in its chain, from 0.
 	Index map[HandleKey]int
-	// Hooks are the hooks of built-in chains with names of their own, by family,
-	// table and chain.
-	Hooks map[[3]string]string
+	// Hooks are the hooks of built-in chains with names of their own.
+	Hooks map[ChainKey]string
 	// Program is what the rules mean.
 	Program *liverules.Program
 }
@@ -94,6 +99,16 @@ func (r *Rules) Add(g *Generation) {
 	r.stale = false
 }
 
+// Newest returns the newest generation, nil where there is none.
+func (r *Rules) Newest() *Generation {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.gens) == 0 {
+		return nil
+	}
+	return r.gens[len(r.gens)-1]
+}
+
 // Stale reports whether the newest generation no longer tells everything.
 func (r *Rules) Stale() bool {
 	r.mu.Lock()
@@ -105,7 +120,7 @@ func (r *Rules) Stale() bool {
 func (r *Rules) Hook(family uint8, table, chain string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	key := [3]string{strconv.Itoa(int(family)), table, chain}
+	key := ChainKey{family, table, chain}
 	for i := len(r.gens) - 1; i >= 0; i-- {
 		if h, ok := r.gens[i].Hooks[key]; ok {
 			return h

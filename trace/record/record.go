@@ -31,6 +31,8 @@ const (
 	KindFrame  Kind = 'F'
 	KindLoss   Kind = 'L'
 	KindEnd    Kind = 'E'
+	KindRules  Kind = 'R'
+	KindNames  Kind = 'N'
 )
 
 // Header says where a recording comes from.
@@ -59,6 +61,36 @@ type State struct {
 	// them, empty if there are none.
 	Rules4 string `json:"rules4,omitempty"`
 	Rules6 string `json:"rules6,omitempty"`
+}
+
+// Rules are the rules that traces of paths are to be understood by, as they were
+// at one time.
+type Rules struct {
+	Source trace.SourceID `json:"source"`
+	// From is when reading them began, in nanoseconds since 1970.
+	From int64 `json:"from"`
+	// Rules4 and Rules6 are as in State.
+	Rules4 string `json:"rules4,omitempty"`
+	Rules6 string `json:"rules6,omitempty"`
+	// Chains are what nf_tables knows besides.
+	Chains []Chain `json:"chains,omitempty"`
+}
+
+// Chain is a chain of nf_tables: the handles of its rules, in their order, and
+// its hook where its name does not tell.
+type Chain struct {
+	Family  uint8    `json:"family"`
+	Table   string   `json:"table"`
+	Name    string   `json:"name"`
+	Hook    string   `json:"hook,omitempty"`
+	Handles []uint64 `json:"handles,omitempty"`
+}
+
+// Names are what numbers in frames mean: devices by index, and the kernel's
+// reasons for drops. They hold from here on.
+type Names struct {
+	Devices map[uint32]string `json:"devices,omitempty"`
+	Reasons map[uint32]string `json:"reasons,omitempty"`
 }
 
 // Loss is what was missed, by the node's sources or by the recorder.
@@ -96,6 +128,12 @@ func NewWriter(w io.Writer, h Header) (*Writer, error) {
 
 // State writes a generation of intent, before the frames that it explains.
 func (w *Writer) State(s State) error { return w.json(KindState, s) }
+
+// Rules writes rules for traces of paths.
+func (w *Writer) Rules(r Rules) error { return w.json(KindRules, r) }
+
+// Names writes what numbers mean.
+func (w *Writer) Names(n Names) error { return w.json(KindNames, n) }
 
 // Frame writes what a source read.
 func (w *Writer) Frame(f trace.Frame) error {
@@ -169,6 +207,8 @@ var (
 // until the next call.
 type Item struct {
 	State *State
+	Rules *Rules
+	Names *Names
 	Frame *trace.Frame
 	Loss  *trace.Loss
 	End   *End
@@ -230,6 +270,18 @@ func (r *Reader) Next() (Item, error) {
 				return Item{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 			}
 			return Item{State: s}, nil
+		case KindRules:
+			x := new(Rules)
+			if err := json.Unmarshal(payload, x); err != nil {
+				return Item{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+			}
+			return Item{Rules: x}, nil
+		case KindNames:
+			x := new(Names)
+			if err := json.Unmarshal(payload, x); err != nil {
+				return Item{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+			}
+			return Item{Names: x}, nil
 		case KindFrame:
 			if len(payload) < frameLen {
 				return Item{}, ErrDamaged

@@ -36,6 +36,8 @@ func written(t *testing.T) (file []byte, s State) {
 		w.Frame(trace.Frame{Source: trace.Conntrack, Time: 11e9, Data: []byte("one")}),
 		w.Loss(trace.Loss{Source: trace.NFLog, From: 1, To: 2, Events: 3, Where: "kernel"}),
 		w.Frame(trace.Frame{Source: trace.NFLog, Time: 12e9}),
+		w.Rules(Rules{Source: trace.NFTrace, From: 5, Rules4: "*nat\nCOMMIT\n", Chains: []Chain{{2, "nat", "PREROUTING", "", []uint64{7, 9}}}}),
+		w.Names(Names{Devices: map[uint32]string{3: "eth0"}, Reasons: map[uint32]string{2: "NO_SOCKET"}}),
 		w.End(7),
 	} {
 		if err != nil {
@@ -64,7 +66,7 @@ func TestRoundTrip(t *testing.T) {
 		cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); d != "" {
 		t.Error(d)
 	}
-	for _, want := range []string{"one", "loss", "", "end"} {
+	for _, want := range []string{"one", "loss", "", "rules", "names", "end"} {
 		it, err := r.Next()
 		switch {
 		case err != nil:
@@ -73,6 +75,14 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("loss %+v", it)
 		case want == "end" && (it.End == nil || it.End.Frames != 2 || it.End.Dropped != 7):
 			t.Errorf("end %+v", it)
+		case want == "rules":
+			if r := it.Rules; r == nil || r.Source != trace.NFTrace || len(r.Chains) != 1 || r.Chains[0].Handles[1] != 9 {
+				t.Errorf("rules %+v", it)
+			}
+		case want == "names":
+			if n := it.Names; n == nil || n.Devices[3] != "eth0" || n.Reasons[2] != "NO_SOCKET" {
+				t.Errorf("names %+v", it)
+			}
 		case want != "loss" && want != "end" && (it.Frame == nil || string(it.Frame.Data) != want):
 			t.Errorf("frame %+v, want %q", it, want)
 		}
@@ -100,7 +110,7 @@ func TestBroken(t *testing.T) {
 		}
 	}
 	whole, err := all(file)
-	if whole != 5 || !errors.Is(err, io.EOF) {
+	if whole != 7 || !errors.Is(err, io.EOF) {
 		t.Fatalf("%d items, %v", whole, err)
 	}
 	for i := range file {

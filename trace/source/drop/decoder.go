@@ -28,6 +28,9 @@ type Decoder struct {
 // NewDecoder returns a Decoder with the names of a kernel's reasons.
 func NewDecoder(reasons map[uint32]string) *Decoder { return &Decoder{reasons: reasons} }
 
+// Reasons are the names of the numbers. They must not be changed.
+func (d *Decoder) Reasons() map[uint32]string { return d.reasons }
+
 // Stats counts what was decoded. Foreign are packets that are not IP.
 func (d *Decoder) Stats() trace.SourceStats {
 	return trace.SourceStats{
