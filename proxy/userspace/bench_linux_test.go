@@ -3,144 +3,21 @@
 package userspace
 
 import (
-	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/kptrace/kptrace/internal/exec"
-	"github.com/kptrace/kptrace/internal/netns"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/proxytest"
 )
 
-// heldEnv makes TestHoldHelper a client that holds so many connections open.
-const heldEnv = "KPTRACE_TEST_HOLD"
-
-// TestManyConnections relays 5,000 connections at once, and says what each
-// costs in this process. The clients are another process: the limit of
-// descriptors is each one's own.
-func TestManyConnections(t *testing.T) {
-	const n = 5000
-	// In the sandbox's own namespace: entering another one takes a thread for
-	// each dial.
-	ns, err := netns.Current()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	p := newPlaceIn(t, Config{DialLimits: []time.Duration{patience}}, ns)
-	t.Cleanup(func() {
-		if err := p.b.Cleanup(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	var l net.Listener
-	p.must(p.ns.Do(func() (err error) {
-		l, err = net.Listen("tcp4", "127.0.1.1:0")
-		return err
-	}))
-	defer l.Close()
-	p.must(p.apply(serviceOf("a", false, vip, addrOf(l.Addr()))))
-	server := make(chan []net.Conn, 1)
-	go func() {
-		var held []net.Conn
-		for range n {
-			c, err := l.Accept()
-			if err != nil {
-				break
-			}
-			held = append(held, c)
-		}
-		server <- held
-	}()
-	before := memory()
-	in, release := io.Pipe()
-	out, answers := io.Pipe()
-	child, err := exec.Start(exec.Spec{
-		Path: os.Args[0], Args: []string{"-test.run=^TestHoldHelper$", "-test.v"}, Netns: p.ns.Fd(),
-		Env: append(os.Environ(), heldEnv+"="+strconv.Itoa(n)), Stdin: in, Stdout: answers, Stderr: os.Stderr,
-	})
-	p.must(err)
-	lines := bufio.NewScanner(out)
-	waitFor := func(word string) {
-		t.Helper()
-		for lines.Scan() {
-			if strings.HasPrefix(lines.Text(), word) {
-				return
-			}
-		}
-		t.Fatalf("the clients ended without %q", word)
-	}
-	waitFor("held")
-	held := <-server
-	until(t, "all are relayed", func() bool { return p.b.RelayStats().Connected == n })
-	s := p.b.RelayStats()
-	if len(held) != n || s.Open != n || s.Waits != 0 || s.Exhausted != 0 || s.Retried != 0 {
-		t.Fatalf("%d arrived, stats %+v", len(held), s)
-	}
-	each := float64(memory()-before) / n
-	t.Logf("%d connections relayed at once: %.1f KiB of this process for each, the server's end included", n, each/1024)
-	if each > 64<<10 {
-		t.Errorf("%.0f bytes for each connection", each)
-	}
-	for _, c := range held { // each still works
-		fmt.Fprint(c, "x")
-		c.Close()
-	}
-	release.Close()
-	waitFor("answered " + strconv.Itoa(n))
-	go func() { _, _ = io.Copy(io.Discard, out) }()
-	if err := child.Wait(); err != nil {
-		t.Error(err)
-	}
-	until(t, "all are gone", func() bool { return p.b.RelayStats().Open == 0 })
-}
-
-// memory is what the Go runtime has in use.
-func memory() uint64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapInuse + m.StackInuse
-}
-
-// TestHoldHelper is the clients of TestManyConnections, in a process of theirs;
-// alone it has nothing to do.
-func TestHoldHelper(t *testing.T) {
-	n, _ := strconv.Atoi(os.Getenv(heldEnv))
-	if n == 0 {
-		return
-	}
-	var held []net.Conn
-	for range n {
-		c, err := net.DialTimeout("tcp4", vip, patience)
-		if err != nil {
-			t.Fatalf("after %d: %v", len(held), err)
-		}
-		held = append(held, c)
-	}
-	fmt.Println("held")
-	_, _ = io.ReadAll(os.Stdin)
-	answered := 0
-	for _, c := range held {
-		_ = c.SetReadDeadline(time.Now().Add(patience))
-		if b, err := io.ReadAll(c); err == nil && string(b) == "x" {
-			answered++
-		}
-		c.Close()
-	}
-	fmt.Println("answered", answered)
-}
+// TestFiveThousandConnections is TestManyConnections with more.
+func TestFiveThousandConnections(t *testing.T) { manyConnections(t, 5000) }
 
 // BenchmarkThroughput moves bytes from pod to pod directly, and through the
 // proxy, in turns. Rates are MB/s; "x-direct" is the relayed rate as a part of

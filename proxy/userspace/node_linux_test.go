@@ -49,7 +49,9 @@ func newPlaceIn(t *testing.T, cfg Config, ns *netns.NS) *place {
 			return err
 		}
 		dst := netip.MustParsePrefix("10.96.0.0/16")
-		return netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index,
+		// Without Src a client that binds to no address gets 0.0.0.0: it
+		// connects, and nothing that is sent to it ever arrives.
+		return netlink.RouteReplace(&netlink.Route{LinkIndex: lo.Attrs().Index, Src: net.IPv4(127, 0, 0, 1),
 			Dst: &net.IPNet{IP: dst.Addr().AsSlice(), Mask: net.CIDRMask(dst.Bits(), 32)}})
 	}))
 	cfg.Flavour, cfg.LocalhostNodePorts = "nft", true

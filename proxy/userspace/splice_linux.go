@@ -1,6 +1,7 @@
 package userspace
 
 import (
+	"cmp"
 	"errors"
 	"net"
 	"sync"
@@ -10,14 +11,18 @@ import (
 )
 
 // pipeBytes is what one splice moves at most, and what a pipe is asked to hold.
-// An ordinary user may be refused, and has 64 KiB then (pipe(7)).
+// An ordinary user may be refused, and has 64 KiB then, or two pages where the
+// user's pipes hold much together (pipe(7)).
 const pipeBytes = 256 << 10
 
 // pipePool keeps the pipes through which splice(2) moves bytes from socket to
 // socket. A direction has one only while there are bytes in it, so idle
-// connections need none. The zero value with a max is ready.
+// connections need none, and a splice that finds nothing to do has met an empty
+// socket, never a full pipe. The zero value with a max is ready.
 type pipePool struct {
 	max int // pipes in existence at once
+	// size is what a pipe is asked to hold; zero means pipeBytes.
+	size int
 
 	mu   sync.Mutex
 	free []*pipe
@@ -49,7 +54,7 @@ func (p *pipePool) get() *pipe {
 		p.mu.Unlock()
 		return nil
 	}
-	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeBytes)
+	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, cmp.Or(p.size, pipeBytes))
 	return &pipe{fds[0], fds[1]}
 }
 

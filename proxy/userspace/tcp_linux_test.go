@@ -129,13 +129,13 @@ func TestHalfClose(t *testing.T) {
 }
 
 // TestIntegrity sends random bytes both ways at once through many connections,
-// with and without pipes.
+// with and without pipes, and with the smallest ones.
 func TestIntegrity(t *testing.T) {
 	t.Parallel()
-	for _, pipes := range []int{1000, 3, 0} {
-		t.Run(fmt.Sprint(pipes, " pipes"), func(t *testing.T) {
+	for _, pipes := range []struct{ max, size int }{{1000, 0}, {1000, os.Getpagesize()}, {3, 0}, {0, 0}} {
+		t.Run(fmt.Sprintf("%d pipes of %d", pipes.max, pipes.size), func(t *testing.T) {
 			p := newPlace(t, Config{})
-			p.b.pipes.max = pipes
+			p.b.pipes.max, p.b.pipes.size = pipes.max, pipes.size
 			echo := p.listen("127.0.1.1:0", func(c *net.TCPConn) { _, _ = io.Copy(c, c) })
 			p.must(p.apply(serviceOf("a", false, vip, echo)))
 			var wg sync.WaitGroup
