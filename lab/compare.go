@@ -80,6 +80,8 @@ type CompareConfig struct {
 	Rate        float64
 	Fast        time.Duration
 	Bulk        int64
+	// SystemCalls counts them, which must be possible.
+	SystemCalls bool
 	// Ready is how long the node may take to be ready.
 	Ready time.Duration
 }
@@ -89,6 +91,8 @@ type Comparison struct {
 	Kernel string     `json:"kernel"`
 	CPUs   int        `json:"cpus"`
 	Modes  []ModeCase `json:"modes"`
+	// NoSystemCalls says why system calls were not counted, if they were not.
+	NoSystemCalls string `json:"noSystemCalls,omitempty"`
 }
 
 // ModeCase is what one Case came to.
@@ -114,9 +118,13 @@ type ModeCase struct {
 	// lab while it connected as fast as it could, clients and pods included.
 	CPUSeconds                   float64 `json:"cpuSeconds"`
 	ContextSwitchesPerConnection float64 `json:"contextSwitchesPerConnection"`
+	// SystemCallsPerConnection is of the same processes in another, shorter
+	// such run, for counting slows them; nil where they cannot be counted.
+	SystemCallsPerConnection *float64 `json:"systemCallsPerConnection,omitempty"`
 	// Of one bulk transfer, for FaultNone; zero else.
-	MBPerSecond          float64 `json:"mbPerSecond,omitempty"`
-	ContextSwitchesPerMB float64 `json:"contextSwitchesPerMB,omitempty"`
+	MBPerSecond          float64  `json:"mbPerSecond,omitempty"`
+	ContextSwitchesPerMB float64  `json:"contextSwitchesPerMB,omitempty"`
+	SystemCallsPerMB     *float64 `json:"systemCallsPerMB,omitempty"`
 
 	// fast is how many connections the CPU was used for.
 	fast int
@@ -133,7 +141,7 @@ type ModeShare struct {
 func (c *Comparison) WriteText(w io.Writer) error {
 	var b strings.Builder
 	tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "MODE\tONE POD IN THREE\tCONNECTIONS\tFAILED\tRETRIED\tESTABLISHED p50 / p99\tCONN/S\tSHARES (EXPECTED)\tSYNC\tCPU/1000 CONN\tCTX SW/CONN\tMB/S\tCTX SW/MB")
+	fmt.Fprintln(tw, "MODE\tONE POD IN THREE\tCONNECTIONS\tFAILED\tRETRIED\tESTABLISHED p50 / p99\tCONN/S\tSHARES (EXPECTED)\tSYNC\tCPU/1000 CONN\tCTX SW/CONN\tSYSCALLS/CONN\tMB/S\tCTX SW/MB\tSYSCALLS/MB")
 	for i := range c.Modes {
 		m := &c.Modes[i]
 		mode, fault := string(m.Mode), map[string]string{FaultNone: "is well", FaultRefuse: "refuses", FaultBlackhole: "is silent"}[m.Fault]
@@ -155,8 +163,8 @@ func (c *Comparison) WriteText(w io.Writer) error {
 		if m.MBPerSecond > 0 {
 			bulk, perMB = fmt.Sprintf("%.0f", m.MBPerSecond), fmt.Sprintf("%.1f", m.ContextSwitchesPerMB)
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%s\t%.0f\t%s %%\t%.0f ms\t%s\t%.1f\t%s\t%s\n", mode, cmp.Or(fault, m.Fault), m.Connections, m.Failed, m.Retried,
-			took, m.ConnectionsPerSecond, strings.Join(shares, " "), m.SyncMs, cpu, m.ContextSwitchesPerConnection, bulk, perMB)
+		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%s\t%.0f\t%s %%\t%.0f ms\t%s\t%.1f\t%s\t%s\t%s\t%s\n", mode, cmp.Or(fault, m.Fault), m.Connections, m.Failed, m.Retried,
+			took, m.ConnectionsPerSecond, strings.Join(shares, " "), m.SyncMs, cpu, m.ContextSwitchesPerConnection, counted(m.SystemCallsPerConnection), bulk, perMB, counted(m.SystemCallsPerMB))
 	}
 	if err := tw.Flush(); err != nil {
 		return err
@@ -166,8 +174,19 @@ func (c *Comparison) WriteText(w io.Writer) error {
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(w, "\nkernel %s, %d CPUs\n", c.Kernel, c.CPUs)
+	if _, err := fmt.Fprintf(w, "\nkernel %s, %d CPUs\n", c.Kernel, c.CPUs); err != nil || c.NoSystemCalls == "" {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "system calls were not counted: %s\n", c.NoSystemCalls)
 	return err
+}
+
+// counted prints what may not have been counted.
+func counted(n *float64) string {
+	if n == nil {
+		return "–"
+	}
+	return fmt.Sprintf("%.1f", *n)
 }
 
 // syncLog finds how long syncs took in what a node's proxy logs.

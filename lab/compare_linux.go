@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kptrace/kptrace/internal/syscount"
 	"github.com/kptrace/kptrace/proxy/kube/manifests"
 	"github.com/kptrace/kptrace/trace"
 )
@@ -64,8 +65,11 @@ func Compare(ctx context.Context, cfg CompareConfig, c Case) (row ModeCase, err 
 	if err := fast(ctx, l, cfg, &row); err != nil {
 		return row, err
 	}
+	if err := fastCalls(ctx, l, cfg, &row); err != nil {
+		return row, err
+	}
 	if c.Fault == FaultNone && cfg.Bulk > 0 {
-		err = bulk(ctx, l, cfg.Bulk, &row)
+		err = bulk(ctx, l, cfg, &row)
 	}
 	return row, err
 }
@@ -155,8 +159,64 @@ func fast(ctx context.Context, l *Lab, cfg CompareConfig, row *ModeCase) error {
 	return nil
 }
 
+// fastCalls counts system calls while connections are made as fast as can be.
+func fastCalls(ctx context.Context, l *Lab, cfg CompareConfig, row *ModeCase) error {
+	if !cfg.SystemCalls {
+		return nil
+	}
+	var r LoadResult
+	n, err := calls(cfg, func() (err error) {
+		r, err = loadFrom(ctx, l, cfg, Load{Duration: cfg.Fast / 2, Concurrency: 32, Patience: compareWait})
+		return err
+	})
+	row.SystemCallsPerConnection = per(n, float64(r.Done))
+	return err
+}
+
+// calls counts the system calls of this sandbox while do runs. Where they cannot
+// be counted it returns nil.
+func calls(cfg CompareConfig, do func() error) (n *uint64, err error) {
+	if !cfg.SystemCalls {
+		return nil, do()
+	}
+	c, err := syscount.Start()
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	before, err := c.Read()
+	if err != nil {
+		return nil, err
+	}
+	if err := do(); err != nil {
+		return nil, err
+	}
+	after, err := c.Read()
+	after -= before
+	return &after, err
+}
+
+// CanCountSystemCalls says why system calls cannot be counted here, nil if they
+// can.
+func CanCountSystemCalls() error {
+	c, err := syscount.Start()
+	if err == nil {
+		c.Close()
+	}
+	return err
+}
+
+// per is n for each of so many, nil where either is missing.
+func per(n *uint64, of float64) *float64 {
+	if n == nil || of == 0 {
+		return nil
+	}
+	each := float64(*n) / of
+	return &each
+}
+
 // bulk moves bytes from a pod to the client through the Service.
-func bulk(ctx context.Context, l *Lab, size int64, row *ModeCase) error {
+func bulk(ctx context.Context, l *Lab, cfg CompareConfig, row *ModeCase) error {
 	var listener net.Listener
 	err := l.Do(comparePod, func() (err error) {
 		listener, err = new(net.ListenConfig).Listen(ctx, "tcp4", ":9000")
@@ -172,7 +232,7 @@ func bulk(ctx context.Context, l *Lab, size int64, row *ModeCase) error {
 		if err == nil {
 			defer c.Close()
 			chunk := make([]byte, 256<<10)
-			for left := size; left > 0 && err == nil; {
+			for left := cfg.Bulk; left > 0 && err == nil; {
 				var n int
 				n, err = c.Write(chunk[:min(left, int64(len(chunk)))])
 				left -= int64(n)
@@ -192,16 +252,21 @@ func bulk(ctx context.Context, l *Lab, size int64, row *ModeCase) error {
 	if err != nil {
 		return err
 	}
-	start := time.Now()
-	buf := make([]byte, 256<<10)
-	n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, c, buf)
-	took := time.Since(start)
+	var n int64
+	var took time.Duration
+	called, err := calls(cfg, func() (err error) {
+		start, buf := time.Now(), make([]byte, 256<<10)
+		n, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, c, buf)
+		took = time.Since(start)
+		return err
+	})
 	after, uerr := usage()
 	if err := errors.Join(err, <-sent, uerr); err != nil {
 		return err
 	}
 	mb := float64(n) / 1e6
 	row.MBPerSecond, row.ContextSwitchesPerMB = mb/took.Seconds(), float64(after.switches-before.switches)/mb
+	row.SystemCallsPerMB = per(called, mb)
 	return nil
 }
 

@@ -122,3 +122,6 @@ func (*Control) Exec(context.Context, string, []string, [3]*os.File) (int, error
 
 // Compare fails: only Linux has network namespaces.
 func Compare(context.Context, CompareConfig, Case) (ModeCase, error) { return ModeCase{}, errLinux }
+
+// CanCountSystemCalls fails: it needs Linux.
+func CanCountSystemCalls() error { return errLinux }

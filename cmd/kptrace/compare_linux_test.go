@@ -2,10 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/kptrace/kptrace/internal/netns"
 	"github.com/kptrace/kptrace/lab"
 	"github.com/kptrace/kptrace/proxy"
 )
@@ -30,7 +32,13 @@ func TestCompare(t *testing.T) {
 	if len(c.Modes) != 7 || c.CPUs == 0 || c.Kernel == "" {
 		t.Fatalf("%s", out)
 	}
+	if root := os.Geteuid() == 0 && !netns.Rootless(); root != (c.NoSystemCalls == "") {
+		t.Errorf("root: %v; system calls: %q", root, c.NoSystemCalls)
+	}
 	for _, m := range c.Modes {
+		if (m.SystemCallsPerConnection != nil) != (c.NoSystemCalls == "") || (m.SystemCallsPerMB != nil) != (c.NoSystemCalls == "" && m.Fault == lab.FaultNone) {
+			t.Errorf("%s, %s: system calls %v, %v", m.Mode, m.Fault, m.SystemCallsPerConnection, m.SystemCallsPerMB)
+		}
 		loses := m.Mode == proxy.IPTables && m.Fault != lab.FaultNone && !m.Reroute
 		retries := m.Mode == proxy.Userspace && m.Fault != lab.FaultNone || m.Reroute
 		if m.Connections != 90 || (m.Failed > 0) != loses || (m.Retried > 0) != retries {

@@ -33,7 +33,9 @@ First connections are made at an even rate: how many failed (as the client saw
 it), how many were retried and how long they took to establish (as the node saw
 it), and which pod got how many. Then 32 at once are made as fast as they can be:
 connections per second, processor time and context switches of all processes,
-clients and pods included. Then bytes are moved in bulk.
+clients and pods included. Once more, in half the time, their system calls are
+counted, which only root may do, outside of user namespaces and guests. Then bytes
+are moved in bulk.
 
 All modes run in the same kernel. Where one of them needs the guest, because
 this kernel has no IPVS, all do; it has one CPU and slow system calls, so leave
@@ -106,6 +108,11 @@ func compareLab(ctx context.Context, cmd *cobra.Command, cfg lab.CompareConfig, 
 		cfg.Connections = min(cfg.Connections, 240)
 	}
 	result := lab.Comparison{Kernel: kernelRelease(), CPUs: runtime.NumCPU()}
+	if err := lab.CanCountSystemCalls(); err != nil {
+		result.NoSystemCalls = err.Error()
+	} else {
+		cfg.SystemCalls = true
+	}
 	for _, c := range lab.Cases(modes) {
 		what := fmt.Sprintf("%s, fault %s", c.Mode, c.Fault)
 		if c.Reroute > 0 {
