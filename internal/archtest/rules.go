@@ -61,7 +61,7 @@ func Kptrace() Rules {
 				Folders: []string{"trace", "conntrack", "internal"},
 			},
 			{Imports: []string{"github.com/moby/ipvs"}, Folders: []string{"proxy/ipvs", "trace"}},
-			{Imports: []string{"github.com/cilium/ebpf"}, Folders: []string{"trace/source/drop", "internal/dataplane"}},
+			{Imports: []string{"github.com/cilium/ebpf"}, Folders: []string{"trace/source/drop", "internal/dataplane", "internal/syscount"}},
 			{Imports: []string{"os/exec"}, Folders: []string{"internal/exec"}},
 			// The binary is built without cgo and cross-built for other systems.
 			{Imports: []string{"C"}},
