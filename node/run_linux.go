@@ -50,6 +50,7 @@ type node struct {
 	teller   *teller
 	metrics  *prom.Exporter
 	findings findings
+	lately   lately
 	spans    spans
 	health   *health.Source
 	ports    *health.Servers
@@ -72,6 +73,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer own.release()
 	n := &node{cfg: cfg, owner: own, started: time.Now(), teller: newTeller(&cfg)}
+	n.lately.wanted = make(chan struct{}, 1)
 	if err := n.preflight(ctx); err != nil {
 		return err
 	}
@@ -220,6 +222,10 @@ func (n *node) run(ctx context.Context) error {
 	}
 	g.Go(func() error {
 		n.removeOthers(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		n.lookLately(ctx)
 		return nil
 	})
 	n.exportSpans(ctx, g)

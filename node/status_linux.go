@@ -22,8 +22,10 @@ func (n *node) relayConfig() relay.Config {
 				n.cfg.Logger.Warn("open connections cannot be listed", "err", err)
 			}
 		},
-		Watching: func(delta int) { n.tracer.watchers.Add(int64(delta)) },
-		Explain:  n.explain, Check: n.check,
+		Watching:       func(delta int) { n.tracer.watchers.Add(int64(delta)) },
+		WatchingDirect: func(delta int) { n.tracer.direct.Add(int64(delta)) },
+		Direct:         n.tracer.straight, Findings: n.lately.said,
+		Explain: n.explain, Check: n.check,
 		Trace: n.paths.ask, Record: n.record,
 		Logger: n.cfg.Logger,
 	}
@@ -50,7 +52,6 @@ func (n *node) status() relay.Status {
 		Losses: n.tracer.losses.all(), Groups: []uint16{n.cfg.NFLogGroup},
 		Sysctls: n.owner.changed(),
 		Blind: []string{
-			"connections that do not go through a Service address",
 			"what happens on other nodes",
 		},
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -60,6 +61,7 @@ type tracer struct {
 	taps     taps
 	losses   lossBox
 	watchers atomic.Int64 // followers at the moment
+	direct   atomic.Int64 // those of them that want connections past Services
 	paths    atomic.Bool  // paths are being traced
 	restarts atomic.Uint64
 	failed   atomic.Pointer[error] // what ended the last life, nil in the first
@@ -75,6 +77,7 @@ type session struct {
 	sources []trace.Source
 	ipvs    *ipvs.Source // nil in other modes
 	stats   func() correlate.Stats
+	direct  func() map[trace.Target]trace.Direct
 }
 
 // batch is the events of one Frame.
@@ -132,11 +135,14 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 	log := nflog.New(nflog.Config{Group: t.cfg.NFLogGroup, Lookup: t.lookup, OnLoss: t.losses.add})
 	ct := ctevent.New(ctevent.Config{OnLoss: t.losses.add})
 	asked := newInquirer(t.views, t.do)
+	local := new(localCache)
 	c := correlate.New(correlate.Config{
 		Inquire: asked.ask, EntriesDecide: t.cfg.ReadOnly,
 		Node: t.cfg.Name, Views: t.views, Emit: t.emit, Ask: t.ask,
 		Watched:        func() bool { return t.watchers.Load() > 0 },
 		Counters:       t.wants,
+		Local:          local.has,
+		Direct:         func() bool { return t.direct.Load() > 0 },
 		Paths:          t.paths.Load,
 		MasqueradeMark: t.cfg.MasqueradeMark, MaxFlows: maxFlows, Hold: hold,
 		UnansweredAfter: t.cfg.unansweredAfter(),
@@ -152,7 +158,7 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 		balanced = ipvs.New(ipvs.Config{})
 		sources = append(sources, balanced)
 	}
-	t.live.Store(&session{sources: sources, ipvs: balanced, stats: c.Stats})
+	t.live.Store(&session{sources: sources, ipvs: balanced, stats: c.Stats, direct: c.Direct})
 
 	g, ctx := errgroup.WithContext(ctx)
 	var listening sync.WaitGroup
@@ -283,9 +289,44 @@ func (t *tracer) tell(c *correlate.Correlator) {
 
 // emit keeps and passes on an update.
 func (t *tracer) emit(f *trace.Flow) {
+	if f.Direct() { // for those who asked, and nobody else
+		t.ring.Publish(f)
+		return
+	}
 	t.history.Put(f)
 	t.ring.Publish(f)
 	t.tellStuck(f)
+}
+
+// localFor is how long the addresses of the node that were read serve.
+const localFor = 5 * time.Second
+
+// localCache knows the node's addresses, as of a while ago. It has one user.
+type localCache struct {
+	read time.Time
+	is   func(netip.Addr) bool
+}
+
+func (l *localCache) has(a netip.Addr) bool {
+	if l.is == nil || time.Since(l.read) > localFor {
+		l.read = time.Now()
+		is, err := localAddrs()
+		if err != nil && l.is == nil {
+			return false
+		}
+		if err == nil {
+			l.is = is
+		}
+	}
+	return l.is(a)
+}
+
+// straight returns how many connections were made to each endpoint past Services.
+func (t *tracer) straight() map[trace.Target]trace.Direct {
+	if s := t.live.Load(); s != nil {
+		return s.direct()
+	}
+	return nil
 }
 
 // do runs f on the correlator, if one is there and not stalled.

@@ -46,6 +46,8 @@ const (
 	ViaNodePort     Via = "NodePort"
 	ViaExternalIP   Via = "ExternalIP"
 	ViaLoadBalancer Via = "LoadBalancer"
+	// ViaDirect is an endpoint's own address: no Service is involved.
+	ViaDirect Via = "direct"
 )
 
 // Outcome is what a mode does with a packet: the prediction that `explain`

@@ -214,5 +214,9 @@ type Attempt struct {
 	ICMP string
 }
 
+// Direct reports that the client dialled the endpoint itself, past the Service,
+// which only those are shown who ask for it.
+func (f *Flow) Direct() bool { return f.Service.Via == proxy.ViaDirect }
+
 // Retried reports whether more than one endpoint was tried.
 func (f *Flow) Retried() bool { return len(f.Attempts) > 1 }

@@ -22,6 +22,9 @@ type Request struct {
 	Wait bool
 	// Path asks for the paths of packets.
 	Path PathRequest
+	// Direct asks for connections to endpoints too that were made past the
+	// Service.
+	Direct bool
 }
 
 // Message is one thing a node tells a follower. Exactly one of the pointers
@@ -91,10 +94,17 @@ type Idle struct {
 	// Sources says what each source has read since the node started.
 	Sources []SourceStats
 	Blind   []string
+	// Direct counts the connections past the Service since the stream began.
+	Direct Direct
+	// Findings are what a check has to say about these Services and the node.
+	Findings []string
 }
 
 // End closes a stream.
 type End struct {
 	// Losses is all that was lost while the stream ran.
 	Losses []Loss
+	// Direct counts the connections past the Service while it ran, to the
+	// endpoints of the Services that the Request names, whoever the client.
+	Direct Direct
 }

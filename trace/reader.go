@@ -22,6 +22,7 @@ type Reader struct {
 	// next is the number of the Flow to be read next.
 	next   uint64
 	batch  []*Flow
+	direct bool
 	closed atomic.Bool
 
 	// waiting says that Next sleeps or is about to; wakeup ends its sleep.
@@ -30,6 +31,13 @@ type Reader struct {
 
 	mu     sync.Mutex // guards losses
 	losses []Loss
+}
+
+// WithDirect has the Reader get connections past Services too. Call it before the
+// first Next.
+func (r *Reader) WithDirect() *Reader {
+	r.direct = true
+	return r
 }
 
 // Next waits for Flows and returns those there are, oldest first, at most 1024
@@ -91,7 +99,9 @@ func (r *Reader) Poll() ([]*Flow, uint64) {
 		if s.seq > r.next {
 			continue // overrun since head was read: count it above
 		}
-		r.batch = append(r.batch, s.flow)
+		if r.direct || !s.flow.Direct() {
+			r.batch = append(r.batch, s.flow)
+		}
 		r.next++
 	}
 	return r.batch, lost

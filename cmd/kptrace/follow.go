@@ -34,6 +34,7 @@ type followFlags struct {
 	duration        time.Duration
 	limited         bool // --for was given
 	wait, existing  bool
+	direct          bool
 	updates         bool
 	noHeader        bool
 	summary         bool
@@ -62,6 +63,10 @@ For that the node puts the Service's addresses into a set in the kernel, whose
 entries time out after 15 s unless renewed, and a chain KPTRACE-PATH into the
 table raw, which is gone when the last such follower is. It costs the kernel about
 50 µs a packet, at most 1,000 packets a second are traced.
+
+Connections that reach the Service's endpoints by their own addresses, past the
+Service, are counted in the last line, by who made them; --direct shows them too.
+What comes from other nodes may have gone through a Service there.
 
 On a terminal a row is updated in place until its connection ends, and above 20
 rows a second good connections are counted instead of shown, failed ones never.
@@ -120,6 +125,7 @@ Exit codes: 0, 1 for an error, 2 for wrong usage.`,
 	flags.DurationVar(&f.duration, "for", 0, "end after this time (10s); 0s shows the history only")
 	flags.BoolVar(&f.wait, "wait", false, "wait for the Service, and for a kptrace to ask, to appear")
 	flags.BoolVar(&f.existing, "existing", false, "list what is open now, by endpoint, with its age, and end")
+	flags.BoolVar(&f.direct, "direct", false, "show connections too that reach the Service's endpoints without the Service; the last line counts them anyway")
 	flags.BoolVar(&f.updates, "updates", false, "print every change of a connection, not only its end")
 	flags.StringVarP(&f.output, "output", "o", string(text.Line), "line, wide, path (rule by rule), json (one document) or jsonl (one object a line)")
 	flags.StringVar(&f.packets, "packets", "", "trace rule by rule this many packets of each direction, or all (needs --for); 1 with -o path")
@@ -150,7 +156,7 @@ func completeFrom(cmd *cobra.Command, flag string, words []string) {
 
 // request makes the question of the words on the command line.
 func (f *followFlags) request(args []string, now time.Time) (trace.Request, error) {
-	req := trace.Request{Last: f.last, Wait: f.wait}
+	req := trace.Request{Last: f.last, Wait: f.wait, Direct: f.direct}
 	fail := func(err error) (trace.Request, error) { return trace.Request{}, err }
 	ns := f.namespace
 	if f.allNamespaces {
@@ -238,6 +244,8 @@ func (f *followFlags) check(req *trace.Request) error {
 			return fmt.Errorf("-o: unknown format %q: did you mean %s?", f.output, near[0])
 		}
 		return fmt.Errorf("-o: unknown format %q: use %s", f.output, strings.Join(formats, ", "))
+	case f.direct && (f.summary || f.limited && f.duration == 0):
+		return errors.New("--direct: connections past the Service are not kept in the history: it does not go with --summary or --for 0s")
 	case f.summary && (f.existing || f.updates || f.limited):
 		return errors.New("--summary counts what is held: it does not go with --existing, --updates or --for")
 	case f.last < 0:

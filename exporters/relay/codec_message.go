@@ -20,7 +20,7 @@ func messageToPB(m *trace.Message) *Message {
 	case m.Idle != nil:
 		out.Kind = &Message_Idle{Idle: idleToPB(m.Idle)}
 	case m.End != nil:
-		out.Kind = &Message_End{End: &End{Losses: each(m.End.Losses, ref(lossToPB))}}
+		out.Kind = &Message_End{End: &End{Losses: each(m.End.Losses, ref(lossToPB)), Direct: directToPB(m.End.Direct)}}
 	}
 	return out
 }
@@ -38,7 +38,7 @@ func messageFromPB(m *Message) trace.Message {
 	case *Message_Idle:
 		out.Idle = idleFromPB(k.Idle)
 	case *Message_End:
-		out.End = &trace.End{Losses: each(k.End.GetLosses(), lossFromPB)}
+		out.End = &trace.End{Losses: each(k.End.GetLosses(), lossFromPB), Direct: directFromPB(k.End.GetDirect())}
 	}
 	return out
 }
@@ -81,6 +81,7 @@ func idleToPB(i *trace.Idle) *Idle {
 		For: int64(i.For), Services: each(i.Services, ref(serviceInfoToPB)), Rules: int64(i.Rules),
 		Synced: timeToPB(i.Synced), SyncError: i.SyncError, Last: timeToPB(i.Last), Others: i.Others,
 		Sources: each(i.Sources, ref(sourceToPB)), Blind: i.Blind,
+		Direct: directToPB(i.Direct), Findings: i.Findings,
 	}
 }
 
@@ -89,7 +90,16 @@ func idleFromPB(i *Idle) *trace.Idle {
 		For: time.Duration(i.GetFor()), Services: each(i.GetServices(), serviceInfoFromPB), Rules: int(i.GetRules()),
 		Synced: timeFromPB(i.GetSynced()), SyncError: i.GetSyncError(), Last: timeFromPB(i.GetLast()),
 		Others: i.GetOthers(), Sources: each(i.GetSources(), sourceFromPB), Blind: i.GetBlind(),
+		Direct: directFromPB(i.GetDirect()), Findings: i.GetFindings(),
 	}
+}
+
+func directToPB(d trace.Direct) *Direct {
+	return &Direct{Pods: d.Pods, Node: d.Node, Elsewhere: d.Elsewhere}
+}
+
+func directFromPB(d *Direct) trace.Direct {
+	return trace.Direct{Pods: d.GetPods(), Node: d.GetNode(), Elsewhere: d.GetElsewhere()}
 }
 
 func sourceToPB(s *trace.SourceStats) *SourceStats {
@@ -118,7 +128,7 @@ func requestToPB(r *trace.Request) *Request {
 			MinDuration: int64(r.Filter.MinDuration),
 		},
 		Since: timeToPB(r.Since), Last: int64(r.Last), Interval: int64(r.Interval), Wait: r.Wait,
-		PathPackets: int64(r.Path.Packets),
+		PathPackets: int64(r.Path.Packets), Direct: r.Direct,
 	}
 }
 
@@ -133,7 +143,7 @@ func requestFromPB(r *Request) trace.Request {
 			MinDuration: time.Duration(f.GetMinDuration()),
 		},
 		Since: timeFromPB(r.GetSince()), Last: int(r.GetLast()), Interval: time.Duration(r.GetInterval()),
-		Wait: r.GetWait(), Path: trace.PathRequest{Packets: int(r.GetPathPackets())},
+		Wait: r.GetWait(), Path: trace.PathRequest{Packets: int(r.GetPathPackets())}, Direct: r.GetDirect(),
 	}
 }
 

@@ -24,7 +24,7 @@ func (s *Server) node() string {
 // header says what a request is about, or why it is about nothing.
 func (s *Server) header(req *trace.Request) (*trace.Header, error) {
 	st := s.cfg.Status()
-	h := &trace.Header{Node: s.node(), Mode: st.Mode, Version: st.Version, Blind: s.blind(&st)}
+	h := &trace.Header{Node: s.node(), Mode: st.Mode, Version: st.Version, Blind: s.blind(&st, req)}
 	h.Since, h.FailuresSince = s.cfg.History.Since()
 	if !req.Since.IsZero() && req.Since.Before(h.Since) {
 		note := fmt.Sprintf("asked for connections since %s: all are held since %s",
@@ -187,10 +187,10 @@ func skipReason(code string) string {
 }
 
 // blind lists what cannot be seen here.
-func (s *Server) blind(st *Status) []string {
-	list := []string{
-		"connections made straight to an endpoint's address, past the Service",
-		"clients on other nodes, unless their connection enters by a node port here",
+func (s *Server) blind(st *Status, req *trace.Request) []string {
+	list := []string{"clients on other nodes, unless their connection enters by a node port here"}
+	if !req.Direct {
+		list = append([]string{"connections made straight to an endpoint's address, past the Service, but for their number: --direct shows them"}, list...)
 	}
 	list = append(list, st.Blind...)
 	for _, src := range st.Sources {
@@ -207,8 +207,14 @@ func (s *Server) idle(f *follower, now time.Time) *trace.Idle {
 	v := s.cfg.View()
 	i := &trace.Idle{
 		For: now.Sub(f.lastSent), Synced: st.Synced, SyncError: st.SyncError, Others: f.others,
-		Sources: st.Sources, Blind: s.blind(&st), Services: services(v, &f.req.Filter),
+		Sources: st.Sources, Blind: s.blind(&st, &f.req), Services: services(v, &f.req.Filter),
+		Direct: f.direct(),
 	}
+	names := make([]proxy.PortName, len(i.Services))
+	for k := range i.Services {
+		names[k] = i.Services[k].Name
+	}
+	i.Findings = s.cfg.Findings(names)
 	if v != nil && v.Program != nil {
 		for _, r := range v.Program.Index() {
 			if !f.req.Filter.Names() || r.Service.Name != "" && slices.ContainsFunc(i.Services, func(s trace.ServiceInfo) bool {
@@ -225,10 +231,10 @@ func (s *Server) idle(f *follower, now time.Time) *trace.Idle {
 }
 
 // existing lists the flows open now that the filter selects, by endpoint.
-func (s *Server) existing(filter *trace.Filter) []*trace.Flow {
+func (s *Server) existing(req *trace.Request) []*trace.Flow {
 	var flows []*trace.Flow
 	s.cfg.Live(func(f *trace.Flow) bool {
-		if !f.Ended && filter.Match(f) {
+		if !f.Ended && req.Filter.Match(f) && (req.Direct || !f.Direct()) {
 			flows = append(flows, f)
 		}
 		return true

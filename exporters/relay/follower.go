@@ -45,6 +45,9 @@ type follower struct {
 	// come through the Ring.
 	known map[trace.FlowID]uint32
 
+	// straight is how many connections past Services there had been before.
+	straight map[trace.Target]trace.Direct
+
 	others        uint64
 	losses, total []trace.Loss
 	started       time.Time
@@ -70,6 +73,11 @@ func newFollower(s *Server, req trace.Request, send func(*Batch) error) *followe
 func (f *follower) run(ctx context.Context) error {
 	reader := f.s.cfg.Ring.NewReader()
 	defer reader.Close()
+	if f.req.Direct {
+		reader.WithDirect()
+	}
+	f.straight = f.s.cfg.Direct()
+	f.s.cfg.Findings(nil) // they are to be there when nothing comes
 	header, err := f.s.header(&f.req)
 	if err != nil {
 		return err
@@ -154,6 +162,9 @@ func (f *follower) take(flows []*trace.Flow, lost uint64, losses []trace.Loss) e
 }
 
 func (f *follower) one(flow *trace.Flow) error {
+	if flow.Direct() {
+		flow = f.named(flow)
+	}
 	if rev, ok := f.known[flow.ID]; ok && flow.Revision <= rev {
 		return nil
 	}
@@ -270,7 +281,7 @@ func (f *follower) end(reader *trace.Reader) error {
 	if err := f.sendLosses(); err != nil {
 		return err
 	}
-	if err := f.out.add(trace.Message{End: &trace.End{Losses: f.total}}); err != nil {
+	if err := f.out.add(trace.Message{End: &trace.End{Losses: f.total, Direct: f.direct()}}); err != nil {
 		return err
 	}
 	return f.out.flush()

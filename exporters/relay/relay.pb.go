@@ -115,7 +115,9 @@ type Request struct {
 	Interval int64                  `protobuf:"varint,4,opt,name=interval,proto3" json:"interval,omitempty"`
 	Wait     bool                   `protobuf:"varint,5,opt,name=wait,proto3" json:"wait,omitempty"`
 	// Trace the paths of this many packets of each direction; -1 is all.
-	PathPackets   int64 `protobuf:"varint,6,opt,name=path_packets,json=pathPackets,proto3" json:"path_packets,omitempty"`
+	PathPackets int64 `protobuf:"varint,6,opt,name=path_packets,json=pathPackets,proto3" json:"path_packets,omitempty"`
+	// Connections past the Service too.
+	Direct        bool `protobuf:"varint,7,opt,name=direct,proto3" json:"direct,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -190,6 +192,13 @@ func (x *Request) GetPathPackets() int64 {
 		return x.PathPackets
 	}
 	return 0
+}
+
+func (x *Request) GetDirect() bool {
+	if x != nil {
+		return x.Direct
+	}
+	return false
 }
 
 // A question of a kind, and its answer, as JSON documents whose Go types are in
@@ -989,6 +998,8 @@ type Idle struct {
 	Others        uint64                 `protobuf:"varint,7,opt,name=others,proto3" json:"others,omitempty"`
 	Sources       []*SourceStats         `protobuf:"bytes,8,rep,name=sources,proto3" json:"sources,omitempty"`
 	Blind         []string               `protobuf:"bytes,9,rep,name=blind,proto3" json:"blind,omitempty"`
+	Direct        *Direct                `protobuf:"bytes,10,opt,name=direct,proto3" json:"direct,omitempty"`
+	Findings      []string               `protobuf:"bytes,11,rep,name=findings,proto3" json:"findings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1086,9 +1097,24 @@ func (x *Idle) GetBlind() []string {
 	return nil
 }
 
+func (x *Idle) GetDirect() *Direct {
+	if x != nil {
+		return x.Direct
+	}
+	return nil
+}
+
+func (x *Idle) GetFindings() []string {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
 type End struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Losses        []*Loss                `protobuf:"bytes,1,rep,name=losses,proto3" json:"losses,omitempty"`
+	Direct        *Direct                `protobuf:"bytes,2,opt,name=direct,proto3" json:"direct,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1130,6 +1156,74 @@ func (x *End) GetLosses() []*Loss {
 	return nil
 }
 
+func (x *End) GetDirect() *Direct {
+	if x != nil {
+		return x.Direct
+	}
+	return nil
+}
+
+// Connections to endpoints past the Service, by their clients.
+type Direct struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pods          uint64                 `protobuf:"varint,1,opt,name=pods,proto3" json:"pods,omitempty"`
+	Node          uint64                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
+	Elsewhere     uint64                 `protobuf:"varint,3,opt,name=elsewhere,proto3" json:"elsewhere,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Direct) Reset() {
+	*x = Direct{}
+	mi := &file_relay_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Direct) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Direct) ProtoMessage() {}
+
+func (x *Direct) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Direct.ProtoReflect.Descriptor instead.
+func (*Direct) Descriptor() ([]byte, []int) {
+	return file_relay_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Direct) GetPods() uint64 {
+	if x != nil {
+		return x.Pods
+	}
+	return 0
+}
+
+func (x *Direct) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *Direct) GetElsewhere() uint64 {
+	if x != nil {
+		return x.Elsewhere
+	}
+	return 0
+}
+
 type Loss struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        uint32                 `protobuf:"varint,1,opt,name=source,proto3" json:"source,omitempty"`
@@ -1143,7 +1237,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_relay_proto_msgTypes[15]
+	mi := &file_relay_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1249,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[15]
+	mi := &file_relay_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1262,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{15}
+	return file_relay_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Loss) GetSource() uint32 {
@@ -1218,7 +1312,7 @@ type PortName struct {
 
 func (x *PortName) Reset() {
 	*x = PortName{}
-	mi := &file_relay_proto_msgTypes[16]
+	mi := &file_relay_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1324,7 @@ func (x *PortName) String() string {
 func (*PortName) ProtoMessage() {}
 
 func (x *PortName) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[16]
+	mi := &file_relay_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1337,7 @@ func (x *PortName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortName.ProtoReflect.Descriptor instead.
 func (*PortName) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{16}
+	return file_relay_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PortName) GetNamespace() string {
@@ -1284,7 +1378,7 @@ type AddrPort struct {
 
 func (x *AddrPort) Reset() {
 	*x = AddrPort{}
-	mi := &file_relay_proto_msgTypes[17]
+	mi := &file_relay_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1390,7 @@ func (x *AddrPort) String() string {
 func (*AddrPort) ProtoMessage() {}
 
 func (x *AddrPort) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[17]
+	mi := &file_relay_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1403,7 @@ func (x *AddrPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddrPort.ProtoReflect.Descriptor instead.
 func (*AddrPort) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{17}
+	return file_relay_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AddrPort) GetAddr() []byte {
@@ -1337,7 +1431,7 @@ type Tuple struct {
 
 func (x *Tuple) Reset() {
 	*x = Tuple{}
-	mi := &file_relay_proto_msgTypes[18]
+	mi := &file_relay_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1443,7 @@ func (x *Tuple) String() string {
 func (*Tuple) ProtoMessage() {}
 
 func (x *Tuple) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[18]
+	mi := &file_relay_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1456,7 @@ func (x *Tuple) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tuple.ProtoReflect.Descriptor instead.
 func (*Tuple) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{18}
+	return file_relay_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Tuple) GetProto() uint32 {
@@ -1396,7 +1490,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_relay_proto_msgTypes[19]
+	mi := &file_relay_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1502,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[19]
+	mi := &file_relay_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1515,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{19}
+	return file_relay_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Counters) GetPackets() uint64 {
@@ -1451,7 +1545,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_relay_proto_msgTypes[20]
+	mi := &file_relay_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1557,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[20]
+	mi := &file_relay_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1570,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{20}
+	return file_relay_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Peer) GetAddr() *AddrPort {
@@ -1525,7 +1619,7 @@ type ServiceRef struct {
 
 func (x *ServiceRef) Reset() {
 	*x = ServiceRef{}
-	mi := &file_relay_proto_msgTypes[21]
+	mi := &file_relay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1631,7 @@ func (x *ServiceRef) String() string {
 func (*ServiceRef) ProtoMessage() {}
 
 func (x *ServiceRef) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[21]
+	mi := &file_relay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1644,7 @@ func (x *ServiceRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRef.ProtoReflect.Descriptor instead.
 func (*ServiceRef) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{21}
+	return file_relay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ServiceRef) GetName() *PortName {
@@ -1587,7 +1681,7 @@ type Excluded struct {
 
 func (x *Excluded) Reset() {
 	*x = Excluded{}
-	mi := &file_relay_proto_msgTypes[22]
+	mi := &file_relay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +1693,7 @@ func (x *Excluded) String() string {
 func (*Excluded) ProtoMessage() {}
 
 func (x *Excluded) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[22]
+	mi := &file_relay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +1706,7 @@ func (x *Excluded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Excluded.ProtoReflect.Descriptor instead.
 func (*Excluded) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{22}
+	return file_relay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Excluded) GetNotReady() int64 {
@@ -1673,7 +1767,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_relay_proto_msgTypes[23]
+	mi := &file_relay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1779,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[23]
+	mi := &file_relay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1792,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{23}
+	return file_relay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Decision) GetKnown() bool {
@@ -1817,7 +1911,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_relay_proto_msgTypes[24]
+	mi := &file_relay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +1923,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[24]
+	mi := &file_relay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +1936,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{24}
+	return file_relay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Load) GetAge() int64 {
@@ -1878,7 +1972,7 @@ type ServerLoad struct {
 
 func (x *ServerLoad) Reset() {
 	*x = ServerLoad{}
-	mi := &file_relay_proto_msgTypes[25]
+	mi := &file_relay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1890,7 +1984,7 @@ func (x *ServerLoad) String() string {
 func (*ServerLoad) ProtoMessage() {}
 
 func (x *ServerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[25]
+	mi := &file_relay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1903,7 +1997,7 @@ func (x *ServerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLoad.ProtoReflect.Descriptor instead.
 func (*ServerLoad) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{25}
+	return file_relay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ServerLoad) GetAddr() *AddrPort {
@@ -1949,7 +2043,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_relay_proto_msgTypes[26]
+	mi := &file_relay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1961,7 +2055,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[26]
+	mi := &file_relay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1974,7 +2068,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{26}
+	return file_relay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Attempt) GetEndpoint() *Peer {
@@ -2045,7 +2139,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_relay_proto_msgTypes[27]
+	mi := &file_relay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2151,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[27]
+	mi := &file_relay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2164,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{27}
+	return file_relay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Path) GetPredicted() bool {
@@ -2177,7 +2271,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_relay_proto_msgTypes[28]
+	mi := &file_relay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2189,7 +2283,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[28]
+	mi := &file_relay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2202,7 +2296,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{28}
+	return file_relay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Hop) GetHook() string {
@@ -2349,7 +2443,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_relay_proto_msgTypes[29]
+	mi := &file_relay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2455,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[29]
+	mi := &file_relay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2468,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{29}
+	return file_relay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Change) GetField() string {
@@ -2436,7 +2530,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_relay_proto_msgTypes[30]
+	mi := &file_relay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2448,7 +2542,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[30]
+	mi := &file_relay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2461,7 +2555,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{30}
+	return file_relay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Flow) GetId() uint64 {
@@ -2687,7 +2781,7 @@ type Carried struct {
 
 func (x *Carried) Reset() {
 	*x = Carried{}
-	mi := &file_relay_proto_msgTypes[31]
+	mi := &file_relay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +2793,7 @@ func (x *Carried) String() string {
 func (*Carried) ProtoMessage() {}
 
 func (x *Carried) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[31]
+	mi := &file_relay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +2806,7 @@ func (x *Carried) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Carried.ProtoReflect.Descriptor instead.
 func (*Carried) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{31}
+	return file_relay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Carried) GetTime() int64 {
@@ -2751,7 +2845,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_relay_proto_msgTypes[32]
+	mi := &file_relay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2763,7 +2857,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[32]
+	mi := &file_relay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2776,7 +2870,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{32}
+	return file_relay_proto_rawDescGZIP(), []int{33}
 }
 
 type StatusResponse struct {
@@ -2816,7 +2910,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2828,7 +2922,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[33]
+	mi := &file_relay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2841,7 +2935,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{33}
+	return file_relay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -3071,7 +3165,7 @@ type ExportStats struct {
 
 func (x *ExportStats) Reset() {
 	*x = ExportStats{}
-	mi := &file_relay_proto_msgTypes[34]
+	mi := &file_relay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3083,7 +3177,7 @@ func (x *ExportStats) String() string {
 func (*ExportStats) ProtoMessage() {}
 
 func (x *ExportStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[34]
+	mi := &file_relay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3096,7 +3190,7 @@ func (x *ExportStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportStats.ProtoReflect.Descriptor instead.
 func (*ExportStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{34}
+	return file_relay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExportStats) GetSignal() string {
@@ -3220,7 +3314,7 @@ type VirtualServer struct {
 
 func (x *VirtualServer) Reset() {
 	*x = VirtualServer{}
-	mi := &file_relay_proto_msgTypes[35]
+	mi := &file_relay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3232,7 +3326,7 @@ func (x *VirtualServer) String() string {
 func (*VirtualServer) ProtoMessage() {}
 
 func (x *VirtualServer) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[35]
+	mi := &file_relay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3245,7 +3339,7 @@ func (x *VirtualServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VirtualServer.ProtoReflect.Descriptor instead.
 func (*VirtualServer) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{35}
+	return file_relay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *VirtualServer) GetAddr() *AddrPort {
@@ -3320,7 +3414,7 @@ type RealServer struct {
 
 func (x *RealServer) Reset() {
 	*x = RealServer{}
-	mi := &file_relay_proto_msgTypes[36]
+	mi := &file_relay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3332,7 +3426,7 @@ func (x *RealServer) String() string {
 func (*RealServer) ProtoMessage() {}
 
 func (x *RealServer) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[36]
+	mi := &file_relay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3345,7 +3439,7 @@ func (x *RealServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RealServer.ProtoReflect.Descriptor instead.
 func (*RealServer) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{36}
+	return file_relay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RealServer) GetAddr() *AddrPort {
@@ -3417,7 +3511,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_relay_proto_msgTypes[37]
+	mi := &file_relay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3429,7 +3523,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[37]
+	mi := &file_relay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3442,7 +3536,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{37}
+	return file_relay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Traffic) GetConnections() uint64 {
@@ -3492,7 +3586,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_relay_proto_msgTypes[38]
+	mi := &file_relay_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3504,7 +3598,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[38]
+	mi := &file_relay_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3517,7 +3611,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{38}
+	return file_relay_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Problem) GetFile() string {
@@ -3559,7 +3653,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_relay_proto_msgTypes[39]
+	mi := &file_relay_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3571,7 +3665,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[39]
+	mi := &file_relay_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3584,7 +3678,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{39}
+	return file_relay_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Skipped) GetNamespace() string {
@@ -3626,7 +3720,7 @@ type SourceStats struct {
 
 func (x *SourceStats) Reset() {
 	*x = SourceStats{}
-	mi := &file_relay_proto_msgTypes[40]
+	mi := &file_relay_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3638,7 +3732,7 @@ func (x *SourceStats) String() string {
 func (*SourceStats) ProtoMessage() {}
 
 func (x *SourceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[40]
+	mi := &file_relay_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3651,7 +3745,7 @@ func (x *SourceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStats.ProtoReflect.Descriptor instead.
 func (*SourceStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{40}
+	return file_relay_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SourceStats) GetSource() uint32 {
@@ -3735,7 +3829,7 @@ type FlowTableStats struct {
 
 func (x *FlowTableStats) Reset() {
 	*x = FlowTableStats{}
-	mi := &file_relay_proto_msgTypes[41]
+	mi := &file_relay_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3747,7 +3841,7 @@ func (x *FlowTableStats) String() string {
 func (*FlowTableStats) ProtoMessage() {}
 
 func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[41]
+	mi := &file_relay_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3760,7 +3854,7 @@ func (x *FlowTableStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTableStats.ProtoReflect.Descriptor instead.
 func (*FlowTableStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{41}
+	return file_relay_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FlowTableStats) GetOpen() int64 {
@@ -3795,7 +3889,7 @@ type RingStats struct {
 
 func (x *RingStats) Reset() {
 	*x = RingStats{}
-	mi := &file_relay_proto_msgTypes[42]
+	mi := &file_relay_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3807,7 +3901,7 @@ func (x *RingStats) String() string {
 func (*RingStats) ProtoMessage() {}
 
 func (x *RingStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[42]
+	mi := &file_relay_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3820,7 +3914,7 @@ func (x *RingStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingStats.ProtoReflect.Descriptor instead.
 func (*RingStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{42}
+	return file_relay_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RingStats) GetSize() int64 {
@@ -3858,7 +3952,7 @@ type HistoryStats struct {
 
 func (x *HistoryStats) Reset() {
 	*x = HistoryStats{}
-	mi := &file_relay_proto_msgTypes[43]
+	mi := &file_relay_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3870,7 +3964,7 @@ func (x *HistoryStats) String() string {
 func (*HistoryStats) ProtoMessage() {}
 
 func (x *HistoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[43]
+	mi := &file_relay_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3883,7 +3977,7 @@ func (x *HistoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryStats.ProtoReflect.Descriptor instead.
 func (*HistoryStats) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{43}
+	return file_relay_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *HistoryStats) GetSince() int64 {
@@ -3939,7 +4033,7 @@ type SysctlChange struct {
 
 func (x *SysctlChange) Reset() {
 	*x = SysctlChange{}
-	mi := &file_relay_proto_msgTypes[44]
+	mi := &file_relay_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3951,7 +4045,7 @@ func (x *SysctlChange) String() string {
 func (*SysctlChange) ProtoMessage() {}
 
 func (x *SysctlChange) ProtoReflect() protoreflect.Message {
-	mi := &file_relay_proto_msgTypes[44]
+	mi := &file_relay_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3964,7 +4058,7 @@ func (x *SysctlChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysctlChange.ProtoReflect.Descriptor instead.
 func (*SysctlChange) Descriptor() ([]byte, []int) {
-	return file_relay_proto_rawDescGZIP(), []int{44}
+	return file_relay_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SysctlChange) GetName() string {
@@ -3996,14 +4090,15 @@ const file_relay_proto_rawDesc = "" +
 	"kptrace.v1\"\x0f\n" +
 	"\rRecordRequest\"\x1b\n" +
 	"\x05Chunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xb2\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xca\x01\n" +
 	"\aRequest\x12*\n" +
 	"\x06filter\x18\x01 \x01(\v2\x12.kptrace.v1.FilterR\x06filter\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\x03R\x05since\x12\x12\n" +
 	"\x04last\x18\x03 \x01(\x03R\x04last\x12\x1a\n" +
 	"\binterval\x18\x04 \x01(\x03R\binterval\x12\x12\n" +
 	"\x04wait\x18\x05 \x01(\bR\x04wait\x12!\n" +
-	"\fpath_packets\x18\x06 \x01(\x03R\vpathPackets\"2\n" +
+	"\fpath_packets\x18\x06 \x01(\x03R\vpathPackets\x12\x16\n" +
+	"\x06direct\x18\a \x01(\bR\x06direct\"2\n" +
 	"\bQuestion\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04json\x18\x02 \x01(\fR\x04json\"\x1e\n" +
@@ -4061,7 +4156,7 @@ const file_relay_proto_rawDesc = "" +
 	"\tnode_port\x18\x05 \x01(\rR\bnodePort\x12\x14\n" +
 	"\x05ready\x18\x06 \x01(\x03R\x05ready\x12\x14\n" +
 	"\x05total\x18\a \x01(\x03R\x05total\x12\x1a\n" +
-	"\baffinity\x18\b \x01(\x03R\baffinity\"\x8f\x02\n" +
+	"\baffinity\x18\b \x01(\x03R\baffinity\"\xd7\x02\n" +
 	"\x04Idle\x12\x10\n" +
 	"\x03for\x18\x01 \x01(\x03R\x03for\x123\n" +
 	"\bservices\x18\x02 \x03(\v2\x17.kptrace.v1.ServiceInfoR\bservices\x12\x14\n" +
@@ -4072,9 +4167,17 @@ const file_relay_proto_rawDesc = "" +
 	"\x04last\x18\x06 \x01(\x03R\x04last\x12\x16\n" +
 	"\x06others\x18\a \x01(\x04R\x06others\x121\n" +
 	"\asources\x18\b \x03(\v2\x17.kptrace.v1.SourceStatsR\asources\x12\x14\n" +
-	"\x05blind\x18\t \x03(\tR\x05blind\"/\n" +
+	"\x05blind\x18\t \x03(\tR\x05blind\x12*\n" +
+	"\x06direct\x18\n" +
+	" \x01(\v2\x12.kptrace.v1.DirectR\x06direct\x12\x1a\n" +
+	"\bfindings\x18\v \x03(\tR\bfindings\"[\n" +
 	"\x03End\x12(\n" +
-	"\x06losses\x18\x01 \x03(\v2\x10.kptrace.v1.LossR\x06losses\"p\n" +
+	"\x06losses\x18\x01 \x03(\v2\x10.kptrace.v1.LossR\x06losses\x12*\n" +
+	"\x06direct\x18\x02 \x01(\v2\x12.kptrace.v1.DirectR\x06direct\"N\n" +
+	"\x06Direct\x12\x12\n" +
+	"\x04pods\x18\x01 \x01(\x04R\x04pods\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\x04R\x04node\x12\x1c\n" +
+	"\telsewhere\x18\x03 \x01(\x04R\telsewhere\"p\n" +
 	"\x04Loss\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\rR\x06source\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\x03R\x04from\x12\x0e\n" +
@@ -4379,7 +4482,7 @@ func file_relay_proto_rawDescGZIP() []byte {
 	return file_relay_proto_rawDescData
 }
 
-var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_relay_proto_goTypes = []any{
 	(*RecordRequest)(nil),  // 0: kptrace.v1.RecordRequest
 	(*Chunk)(nil),          // 1: kptrace.v1.Chunk
@@ -4396,36 +4499,37 @@ var file_relay_proto_goTypes = []any{
 	(*ServiceInfo)(nil),    // 12: kptrace.v1.ServiceInfo
 	(*Idle)(nil),           // 13: kptrace.v1.Idle
 	(*End)(nil),            // 14: kptrace.v1.End
-	(*Loss)(nil),           // 15: kptrace.v1.Loss
-	(*PortName)(nil),       // 16: kptrace.v1.PortName
-	(*AddrPort)(nil),       // 17: kptrace.v1.AddrPort
-	(*Tuple)(nil),          // 18: kptrace.v1.Tuple
-	(*Counters)(nil),       // 19: kptrace.v1.Counters
-	(*Peer)(nil),           // 20: kptrace.v1.Peer
-	(*ServiceRef)(nil),     // 21: kptrace.v1.ServiceRef
-	(*Excluded)(nil),       // 22: kptrace.v1.Excluded
-	(*Decision)(nil),       // 23: kptrace.v1.Decision
-	(*Load)(nil),           // 24: kptrace.v1.Load
-	(*ServerLoad)(nil),     // 25: kptrace.v1.ServerLoad
-	(*Attempt)(nil),        // 26: kptrace.v1.Attempt
-	(*Path)(nil),           // 27: kptrace.v1.Path
-	(*Hop)(nil),            // 28: kptrace.v1.Hop
-	(*Change)(nil),         // 29: kptrace.v1.Change
-	(*Flow)(nil),           // 30: kptrace.v1.Flow
-	(*Carried)(nil),        // 31: kptrace.v1.Carried
-	(*StatusRequest)(nil),  // 32: kptrace.v1.StatusRequest
-	(*StatusResponse)(nil), // 33: kptrace.v1.StatusResponse
-	(*ExportStats)(nil),    // 34: kptrace.v1.ExportStats
-	(*VirtualServer)(nil),  // 35: kptrace.v1.VirtualServer
-	(*RealServer)(nil),     // 36: kptrace.v1.RealServer
-	(*Traffic)(nil),        // 37: kptrace.v1.Traffic
-	(*Problem)(nil),        // 38: kptrace.v1.Problem
-	(*Skipped)(nil),        // 39: kptrace.v1.Skipped
-	(*SourceStats)(nil),    // 40: kptrace.v1.SourceStats
-	(*FlowTableStats)(nil), // 41: kptrace.v1.FlowTableStats
-	(*RingStats)(nil),      // 42: kptrace.v1.RingStats
-	(*HistoryStats)(nil),   // 43: kptrace.v1.HistoryStats
-	(*SysctlChange)(nil),   // 44: kptrace.v1.SysctlChange
+	(*Direct)(nil),         // 15: kptrace.v1.Direct
+	(*Loss)(nil),           // 16: kptrace.v1.Loss
+	(*PortName)(nil),       // 17: kptrace.v1.PortName
+	(*AddrPort)(nil),       // 18: kptrace.v1.AddrPort
+	(*Tuple)(nil),          // 19: kptrace.v1.Tuple
+	(*Counters)(nil),       // 20: kptrace.v1.Counters
+	(*Peer)(nil),           // 21: kptrace.v1.Peer
+	(*ServiceRef)(nil),     // 22: kptrace.v1.ServiceRef
+	(*Excluded)(nil),       // 23: kptrace.v1.Excluded
+	(*Decision)(nil),       // 24: kptrace.v1.Decision
+	(*Load)(nil),           // 25: kptrace.v1.Load
+	(*ServerLoad)(nil),     // 26: kptrace.v1.ServerLoad
+	(*Attempt)(nil),        // 27: kptrace.v1.Attempt
+	(*Path)(nil),           // 28: kptrace.v1.Path
+	(*Hop)(nil),            // 29: kptrace.v1.Hop
+	(*Change)(nil),         // 30: kptrace.v1.Change
+	(*Flow)(nil),           // 31: kptrace.v1.Flow
+	(*Carried)(nil),        // 32: kptrace.v1.Carried
+	(*StatusRequest)(nil),  // 33: kptrace.v1.StatusRequest
+	(*StatusResponse)(nil), // 34: kptrace.v1.StatusResponse
+	(*ExportStats)(nil),    // 35: kptrace.v1.ExportStats
+	(*VirtualServer)(nil),  // 36: kptrace.v1.VirtualServer
+	(*RealServer)(nil),     // 37: kptrace.v1.RealServer
+	(*Traffic)(nil),        // 38: kptrace.v1.Traffic
+	(*Problem)(nil),        // 39: kptrace.v1.Problem
+	(*Skipped)(nil),        // 40: kptrace.v1.Skipped
+	(*SourceStats)(nil),    // 41: kptrace.v1.SourceStats
+	(*FlowTableStats)(nil), // 42: kptrace.v1.FlowTableStats
+	(*RingStats)(nil),      // 43: kptrace.v1.RingStats
+	(*HistoryStats)(nil),   // 44: kptrace.v1.HistoryStats
+	(*SysctlChange)(nil),   // 45: kptrace.v1.SysctlChange
 }
 var file_relay_proto_depIdxs = []int32{
 	6,  // 0: kptrace.v1.Request.filter:type_name -> kptrace.v1.Filter
@@ -4437,74 +4541,76 @@ var file_relay_proto_depIdxs = []int32{
 	8,  // 6: kptrace.v1.Selector.port:type_name -> kptrace.v1.Port
 	10, // 7: kptrace.v1.Batch.messages:type_name -> kptrace.v1.Message
 	11, // 8: kptrace.v1.Message.header:type_name -> kptrace.v1.Header
-	30, // 9: kptrace.v1.Message.flow:type_name -> kptrace.v1.Flow
-	15, // 10: kptrace.v1.Message.loss:type_name -> kptrace.v1.Loss
+	31, // 9: kptrace.v1.Message.flow:type_name -> kptrace.v1.Flow
+	16, // 10: kptrace.v1.Message.loss:type_name -> kptrace.v1.Loss
 	13, // 11: kptrace.v1.Message.idle:type_name -> kptrace.v1.Idle
 	14, // 12: kptrace.v1.Message.end:type_name -> kptrace.v1.End
 	12, // 13: kptrace.v1.Header.services:type_name -> kptrace.v1.ServiceInfo
-	16, // 14: kptrace.v1.ServiceInfo.name:type_name -> kptrace.v1.PortName
+	17, // 14: kptrace.v1.ServiceInfo.name:type_name -> kptrace.v1.PortName
 	12, // 15: kptrace.v1.Idle.services:type_name -> kptrace.v1.ServiceInfo
-	40, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
-	15, // 17: kptrace.v1.End.losses:type_name -> kptrace.v1.Loss
-	17, // 18: kptrace.v1.Tuple.src:type_name -> kptrace.v1.AddrPort
-	17, // 19: kptrace.v1.Tuple.dst:type_name -> kptrace.v1.AddrPort
-	17, // 20: kptrace.v1.Peer.addr:type_name -> kptrace.v1.AddrPort
-	16, // 21: kptrace.v1.ServiceRef.name:type_name -> kptrace.v1.PortName
-	17, // 22: kptrace.v1.ServiceRef.addr:type_name -> kptrace.v1.AddrPort
-	22, // 23: kptrace.v1.Decision.excluded:type_name -> kptrace.v1.Excluded
-	17, // 24: kptrace.v1.Decision.source_seen:type_name -> kptrace.v1.AddrPort
-	24, // 25: kptrace.v1.Decision.load:type_name -> kptrace.v1.Load
-	25, // 26: kptrace.v1.Load.servers:type_name -> kptrace.v1.ServerLoad
-	17, // 27: kptrace.v1.ServerLoad.addr:type_name -> kptrace.v1.AddrPort
-	20, // 28: kptrace.v1.Attempt.endpoint:type_name -> kptrace.v1.Peer
-	18, // 29: kptrace.v1.Path.tuple:type_name -> kptrace.v1.Tuple
-	18, // 30: kptrace.v1.Path.left:type_name -> kptrace.v1.Tuple
-	28, // 31: kptrace.v1.Path.hops:type_name -> kptrace.v1.Hop
-	29, // 32: kptrace.v1.Hop.changes:type_name -> kptrace.v1.Change
-	18, // 33: kptrace.v1.Flow.tuple:type_name -> kptrace.v1.Tuple
-	18, // 34: kptrace.v1.Flow.reply:type_name -> kptrace.v1.Tuple
-	20, // 35: kptrace.v1.Flow.client:type_name -> kptrace.v1.Peer
-	21, // 36: kptrace.v1.Flow.service:type_name -> kptrace.v1.ServiceRef
-	20, // 37: kptrace.v1.Flow.backend:type_name -> kptrace.v1.Peer
-	23, // 38: kptrace.v1.Flow.decision:type_name -> kptrace.v1.Decision
-	26, // 39: kptrace.v1.Flow.attempts:type_name -> kptrace.v1.Attempt
-	19, // 40: kptrace.v1.Flow.out:type_name -> kptrace.v1.Counters
-	19, // 41: kptrace.v1.Flow.in:type_name -> kptrace.v1.Counters
-	27, // 42: kptrace.v1.Flow.paths:type_name -> kptrace.v1.Path
-	31, // 43: kptrace.v1.Flow.carried:type_name -> kptrace.v1.Carried
-	38, // 44: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
-	39, // 45: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
-	40, // 46: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
-	41, // 47: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
-	42, // 48: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
-	43, // 49: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
-	15, // 50: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
-	44, // 51: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
-	34, // 52: kptrace.v1.StatusResponse.exports:type_name -> kptrace.v1.ExportStats
-	35, // 53: kptrace.v1.StatusResponse.virtual:type_name -> kptrace.v1.VirtualServer
-	17, // 54: kptrace.v1.VirtualServer.addr:type_name -> kptrace.v1.AddrPort
-	16, // 55: kptrace.v1.VirtualServer.service:type_name -> kptrace.v1.PortName
-	37, // 56: kptrace.v1.VirtualServer.total:type_name -> kptrace.v1.Traffic
-	37, // 57: kptrace.v1.VirtualServer.rate:type_name -> kptrace.v1.Traffic
-	36, // 58: kptrace.v1.VirtualServer.servers:type_name -> kptrace.v1.RealServer
-	17, // 59: kptrace.v1.RealServer.addr:type_name -> kptrace.v1.AddrPort
-	37, // 60: kptrace.v1.RealServer.total:type_name -> kptrace.v1.Traffic
-	37, // 61: kptrace.v1.RealServer.rate:type_name -> kptrace.v1.Traffic
-	2,  // 62: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
-	5,  // 63: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
-	32, // 64: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
-	3,  // 65: kptrace.v1.Observer.Ask:input_type -> kptrace.v1.Question
-	0,  // 66: kptrace.v1.Observer.Record:input_type -> kptrace.v1.RecordRequest
-	9,  // 67: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
-	9,  // 68: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
-	33, // 69: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
-	4,  // 70: kptrace.v1.Observer.Ask:output_type -> kptrace.v1.Document
-	1,  // 71: kptrace.v1.Observer.Record:output_type -> kptrace.v1.Chunk
-	67, // [67:72] is the sub-list for method output_type
-	62, // [62:67] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	41, // 16: kptrace.v1.Idle.sources:type_name -> kptrace.v1.SourceStats
+	15, // 17: kptrace.v1.Idle.direct:type_name -> kptrace.v1.Direct
+	16, // 18: kptrace.v1.End.losses:type_name -> kptrace.v1.Loss
+	15, // 19: kptrace.v1.End.direct:type_name -> kptrace.v1.Direct
+	18, // 20: kptrace.v1.Tuple.src:type_name -> kptrace.v1.AddrPort
+	18, // 21: kptrace.v1.Tuple.dst:type_name -> kptrace.v1.AddrPort
+	18, // 22: kptrace.v1.Peer.addr:type_name -> kptrace.v1.AddrPort
+	17, // 23: kptrace.v1.ServiceRef.name:type_name -> kptrace.v1.PortName
+	18, // 24: kptrace.v1.ServiceRef.addr:type_name -> kptrace.v1.AddrPort
+	23, // 25: kptrace.v1.Decision.excluded:type_name -> kptrace.v1.Excluded
+	18, // 26: kptrace.v1.Decision.source_seen:type_name -> kptrace.v1.AddrPort
+	25, // 27: kptrace.v1.Decision.load:type_name -> kptrace.v1.Load
+	26, // 28: kptrace.v1.Load.servers:type_name -> kptrace.v1.ServerLoad
+	18, // 29: kptrace.v1.ServerLoad.addr:type_name -> kptrace.v1.AddrPort
+	21, // 30: kptrace.v1.Attempt.endpoint:type_name -> kptrace.v1.Peer
+	19, // 31: kptrace.v1.Path.tuple:type_name -> kptrace.v1.Tuple
+	19, // 32: kptrace.v1.Path.left:type_name -> kptrace.v1.Tuple
+	29, // 33: kptrace.v1.Path.hops:type_name -> kptrace.v1.Hop
+	30, // 34: kptrace.v1.Hop.changes:type_name -> kptrace.v1.Change
+	19, // 35: kptrace.v1.Flow.tuple:type_name -> kptrace.v1.Tuple
+	19, // 36: kptrace.v1.Flow.reply:type_name -> kptrace.v1.Tuple
+	21, // 37: kptrace.v1.Flow.client:type_name -> kptrace.v1.Peer
+	22, // 38: kptrace.v1.Flow.service:type_name -> kptrace.v1.ServiceRef
+	21, // 39: kptrace.v1.Flow.backend:type_name -> kptrace.v1.Peer
+	24, // 40: kptrace.v1.Flow.decision:type_name -> kptrace.v1.Decision
+	27, // 41: kptrace.v1.Flow.attempts:type_name -> kptrace.v1.Attempt
+	20, // 42: kptrace.v1.Flow.out:type_name -> kptrace.v1.Counters
+	20, // 43: kptrace.v1.Flow.in:type_name -> kptrace.v1.Counters
+	28, // 44: kptrace.v1.Flow.paths:type_name -> kptrace.v1.Path
+	32, // 45: kptrace.v1.Flow.carried:type_name -> kptrace.v1.Carried
+	39, // 46: kptrace.v1.StatusResponse.problems:type_name -> kptrace.v1.Problem
+	40, // 47: kptrace.v1.StatusResponse.skipped:type_name -> kptrace.v1.Skipped
+	41, // 48: kptrace.v1.StatusResponse.sources:type_name -> kptrace.v1.SourceStats
+	42, // 49: kptrace.v1.StatusResponse.table:type_name -> kptrace.v1.FlowTableStats
+	43, // 50: kptrace.v1.StatusResponse.ring:type_name -> kptrace.v1.RingStats
+	44, // 51: kptrace.v1.StatusResponse.history:type_name -> kptrace.v1.HistoryStats
+	16, // 52: kptrace.v1.StatusResponse.losses:type_name -> kptrace.v1.Loss
+	45, // 53: kptrace.v1.StatusResponse.sysctls:type_name -> kptrace.v1.SysctlChange
+	35, // 54: kptrace.v1.StatusResponse.exports:type_name -> kptrace.v1.ExportStats
+	36, // 55: kptrace.v1.StatusResponse.virtual:type_name -> kptrace.v1.VirtualServer
+	18, // 56: kptrace.v1.VirtualServer.addr:type_name -> kptrace.v1.AddrPort
+	17, // 57: kptrace.v1.VirtualServer.service:type_name -> kptrace.v1.PortName
+	38, // 58: kptrace.v1.VirtualServer.total:type_name -> kptrace.v1.Traffic
+	38, // 59: kptrace.v1.VirtualServer.rate:type_name -> kptrace.v1.Traffic
+	37, // 60: kptrace.v1.VirtualServer.servers:type_name -> kptrace.v1.RealServer
+	18, // 61: kptrace.v1.RealServer.addr:type_name -> kptrace.v1.AddrPort
+	38, // 62: kptrace.v1.RealServer.total:type_name -> kptrace.v1.Traffic
+	38, // 63: kptrace.v1.RealServer.rate:type_name -> kptrace.v1.Traffic
+	2,  // 64: kptrace.v1.Observer.Follow:input_type -> kptrace.v1.Request
+	5,  // 65: kptrace.v1.Observer.Flows:input_type -> kptrace.v1.FlowsRequest
+	33, // 66: kptrace.v1.Observer.Status:input_type -> kptrace.v1.StatusRequest
+	3,  // 67: kptrace.v1.Observer.Ask:input_type -> kptrace.v1.Question
+	0,  // 68: kptrace.v1.Observer.Record:input_type -> kptrace.v1.RecordRequest
+	9,  // 69: kptrace.v1.Observer.Follow:output_type -> kptrace.v1.Batch
+	9,  // 70: kptrace.v1.Observer.Flows:output_type -> kptrace.v1.Batch
+	34, // 71: kptrace.v1.Observer.Status:output_type -> kptrace.v1.StatusResponse
+	4,  // 72: kptrace.v1.Observer.Ask:output_type -> kptrace.v1.Document
+	1,  // 73: kptrace.v1.Observer.Record:output_type -> kptrace.v1.Chunk
+	69, // [69:74] is the sub-list for method output_type
+	64, // [64:69] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_relay_proto_init() }
@@ -4525,7 +4631,7 @@ func file_relay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_relay_proto_rawDesc), len(file_relay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

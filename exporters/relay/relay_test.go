@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,8 @@ type bench struct {
 	history  *trace.History
 	view     atomic.Pointer[proxy.View]
 	live     []*trace.Flow
+	direct   atomic.Pointer[map[trace.Target]trace.Direct]
+	wantsAll atomic.Int64
 	watching atomic.Int64
 	socket   string
 	client   *Client
@@ -64,6 +67,7 @@ func start(t *testing.T) *bench {
 		Skipped:  []proxy.Skipped{{Namespace: "shop", Name: "db", Reason: "headless"}, {Namespace: "shop", Name: "ext", Reason: "ExternalName"}},
 		Problems: []proxy.Problem{{File: "bad.yaml", Object: "Service shop/broken", Message: "no ports"}},
 	}})
+	b.direct.Store(&map[trace.Target]trace.Direct{})
 	srv := NewServer(Config{
 		Ring: b.ring, History: b.history, View: b.view.Load,
 		Live: func(yield func(*trace.Flow) bool) {
@@ -76,7 +80,15 @@ func start(t *testing.T) *bench {
 		Status: func() Status {
 			return Status{Version: "v0", Mode: proxy.IPTables, Sources: []trace.SourceStats{{Source: trace.NFLog, Events: 7, Note: "no listener"}}}
 		},
-		Watching: func(d int) { b.watching.Add(int64(d)) },
+		Watching:       func(d int) { b.watching.Add(int64(d)) },
+		WatchingDirect: func(d int) { b.wantsAll.Add(int64(d)) },
+		Direct:         func() map[trace.Target]trace.Direct { return *b.direct.Load() },
+		Findings: func(names []proxy.PortName) []string {
+			if len(names) == 1 && names[0].Name == "foo" {
+				return []string{"a finding about foo"}
+			}
+			return nil
+		},
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -293,8 +305,49 @@ func TestFollowExplainsSilence(t *testing.T) {
 	if i.Others != 1 || !i.Last.Equal(begin.Add(5*time.Millisecond)) || len(i.Sources) != 1 || i.Sources[0].Events != 7 || i.For < idleAfter {
 		t.Errorf("idle %+v", i)
 	}
+	if !slices.Equal(i.Findings, []string{"a finding about foo"}) {
+		t.Errorf("findings %q", i.Findings)
+	}
 	if blind := strings.Join(i.Blind, "\n"); !strings.Contains(blind, "nflog: no listener") {
 		t.Errorf("blind %q", blind)
+	}
+}
+
+// TestDirect counts connections past the Service that was asked for, and sends
+// them to those only who want them.
+func TestDirect(t *testing.T) {
+	b := start(t)
+	endpoints := b.view.Load().Snapshot.Services
+	foo, other := endpoints[0].Endpoints[0].Addr, netip.MustParseAddrPort("10.9.9.9:1")
+	b.direct.Store(&map[trace.Target]trace.Direct{{Proto: conntrack.TCP, Addr: foo}: {Pods: 3}})
+	act := func() {
+		b.direct.Store(&map[trace.Target]trace.Direct{
+			{Proto: conntrack.TCP, Addr: foo}: {Pods: 5, Node: 1}, {Proto: conntrack.TCP, Addr: other}: {Elsewhere: 7},
+		})
+		f := flow(6, 1, "web/front", trace.Closed) // its name is that of the first Service it belongs to
+		f.Service.Via, f.Backend.Addr, f.Tuple = proxy.ViaDirect, foo, conntrack.NewTuple(conntrack.TCP, other, foo)
+		b.ring.Publish(f)
+		b.publish(flow(7, 1, "shop/foo", trace.Closed))
+	}
+	got := b.follow(t, request("svc/foo"), act)
+	same(t, flowsOf(got), "7.1 closed")
+	if d := got[len(got)-1].End.Direct; d != (trace.Direct{Pods: 2, Node: 1}) {
+		t.Errorf("counted %+v", d)
+	}
+	b.direct.Store(&map[trace.Target]trace.Direct{})
+	req := request("svc/foo")
+	req.Direct = true
+	seen := int64(0)
+	got = b.follow(t, req, func() { seen = b.wantsAll.Load(); act() })
+	same(t, flowsOf(got), "6.1 closed", "7.1 closed")
+	if got[1].Flow.Service.Name.Name != "foo" || seen != 1 || b.wantsAll.Load() != 0 {
+		t.Errorf("it is of %v; %d followers wanted it, then %d", got[1].Flow.Service.Name, seen, b.wantsAll.Load())
+	}
+	req = trace.Request{}
+	b.direct.Store(&map[trace.Target]trace.Direct{})
+	got = b.follow(t, req, act)
+	if d := got[len(got)-1].End.Direct; d != (trace.Direct{Pods: 5, Node: 1, Elsewhere: 7}) {
+		t.Errorf("of all Services %+v", d)
 	}
 }
 

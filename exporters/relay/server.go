@@ -32,6 +32,14 @@ type Config struct {
 	// Watching is told of followers: 1 when one comes, -1 when it goes. Nil
 	// means nobody wants to know.
 	Watching func(delta int)
+	// Direct returns how many connections were made straight to each endpoint so
+	// far, past Services. WatchingDirect is told of followers that want to see
+	// them, as Watching is of all. Nil means that none are counted.
+	Direct         func() map[trace.Target]trace.Direct
+	WatchingDirect func(delta int)
+	// Findings is what the node's last check found, a sentence each, for the
+	// Services in question; it does not wait. Nil means that nobody checks.
+	Findings func(services []proxy.PortName) []string
 	// Explain and Check answer questions about the node's kernel; nil means that
 	// it cannot.
 	Explain func(context.Context, ExplainRequest) ([]explain.Answer, error)
@@ -62,6 +70,15 @@ func NewServer(cfg Config) *Server {
 	}
 	if cfg.Live == nil {
 		cfg.Live = func(func(*trace.Flow) bool) {}
+	}
+	if cfg.Direct == nil {
+		cfg.Direct = func() map[trace.Target]trace.Direct { return nil }
+	}
+	if cfg.WatchingDirect == nil {
+		cfg.WatchingDirect = func(int) {}
+	}
+	if cfg.Findings == nil {
+		cfg.Findings = func([]proxy.PortName) []string { return nil }
 	}
 	if cfg.Watching == nil {
 		cfg.Watching = func(int) {}
@@ -161,6 +178,10 @@ func (s *Server) Follow(stream grpc.BidiStreamingServer[Request, Batch]) error {
 	}
 	s.cfg.Watching(1)
 	defer s.cfg.Watching(-1)
+	if f.req.Direct {
+		s.cfg.WatchingDirect(1)
+		defer s.cfg.WatchingDirect(-1)
+	}
 	err = f.run(ctx)
 	if errors.Is(err, context.Canceled) && stream.Context().Err() != nil {
 		return status.FromContextError(stream.Context().Err()).Err()
@@ -195,7 +216,7 @@ func (s *Server) Flows(in *FlowsRequest, stream grpc.ServerStreamingServer[Batch
 	}
 	flows := s.cfg.History.Query(req.Filter, req.Since, req.Last)
 	if in.GetExisting() {
-		flows = s.existing(&req.Filter)
+		flows = s.existing(&req)
 	}
 	for _, f := range flows {
 		if err := out.add(trace.Message{Flow: f}); err != nil {

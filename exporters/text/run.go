@@ -95,6 +95,7 @@ type renderer struct {
 	total    int
 	failed   int
 	losses   []trace.Loss
+	direct   trace.Direct
 	waiting  waiting
 	fold     folder
 	writeErr error
@@ -166,6 +167,7 @@ func (r *renderer) take(m trace.Message) {
 		r.idle[m.Node] = m.Idle
 		r.explain()
 	case m.End != nil:
+		r.direct = r.direct.Add(m.End.Direct)
 	}
 }
 
@@ -263,6 +265,11 @@ func (r *renderer) object(f *trace.Flow) {
 	r.objects++
 }
 
+// directJSON is the count of connections past the Service, in a JSON document.
+func (r *renderer) directJSON() string {
+	return fmt.Sprintf(`"direct":{"pods":%d,"node":%d,"elsewhere":%d}`, r.direct.Pods, r.direct.Node, r.direct.Elsewhere)
+}
+
 // openDocument begins the JSON document, once.
 func (r *renderer) openDocument() {
 	if r.objects == 0 {
@@ -338,7 +345,7 @@ func (r *renderer) end() error {
 	}
 	if r.cfg.Format == JSON && len(r.headers) > 0 {
 		r.openDocument()
-		r.write("\n]}\n")
+		r.write("\n]," + r.directJSON() + "}\n")
 	}
 	if len(r.headers) > 0 {
 		r.talk(r.summary(len(left)))

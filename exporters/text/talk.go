@@ -232,6 +232,12 @@ func (r *renderer) idleFacts(node string, i *trace.Idle) []string {
 		last = "the last one began at " + i.Last.In(r.cfg.Location).Format("15:04:05")
 	}
 	add("%s; %s to other targets seen meanwhile", last, plural(i.Others, "update"))
+	if i.Direct.Total() > 0 {
+		add("%s: --direct shows them", directWords(i.Direct))
+	}
+	for _, f := range i.Findings {
+		add("kptrace check says: %s", f)
+	}
 	var read []string
 	var events uint64
 	for _, s := range i.Sources {
@@ -264,7 +270,25 @@ func (r *renderer) summary(open int) string {
 	if lost > 0 {
 		text += " (" + strings.Join(places, "; ") + ")"
 	}
+	if r.direct.Total() > 0 {
+		text += "; " + directWords(r.direct)
+	}
 	return text
+}
+
+// directWords is "3 connections straight to endpoints, past the Service (2 of pods
+// here, 1 from elsewhere)".
+func directWords(d trace.Direct) string {
+	var of []string
+	for _, p := range []struct {
+		n    uint64
+		word string
+	}{{d.Pods, "of pods here"}, {d.Node, "of the node itself, as by probes"}, {d.Elsewhere, "from elsewhere, where a Service may have sent them"}} {
+		if p.n > 0 {
+			of = append(of, fmt.Sprintf("%d %s", p.n, p.word))
+		}
+	}
+	return plural(d.Total(), "connection") + " straight to endpoints, past the Service (" + strings.Join(of, ", ") + ")"
 }
 
 // list prints what was gathered for ByEndpoint.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -150,6 +151,40 @@ func TestLossAndSilence(t *testing.T) {
 		if !strings.Contains(talk, want) {
 			t.Errorf("%q is not in:\n%s", want, talk)
 		}
+	}
+}
+
+// TestDirectIsCounted puts connections past the Service into the last line and the
+// JSON document, and with what a check found into what is said of silence.
+func TestDirectIsCounted(t *testing.T) {
+	end := func(d trace.Direct) trace.Message { return trace.Message{End: &trace.End{Direct: d}} }
+	messages := append(stream(base(1)), end(trace.Direct{Pods: 2, Node: 1}), end(trace.Direct{Elsewhere: 4}))
+	_, talk := show(t, Config{Format: Line}, messages...)
+	if want := "7 connections straight to endpoints, past the Service (2 of pods here, 1 of the node itself, as by probes, 4 from elsewhere, where a Service may have sent them)"; !strings.Contains(talk, want) {
+		t.Errorf("%q is not in:\n%s", want, talk)
+	}
+	doc, _ := show(t, Config{Format: JSON}, messages...)
+	var parsed struct {
+		Flows  []json.RawMessage
+		Direct map[string]int
+	}
+	if err := json.Unmarshal([]byte(doc), &parsed); err != nil || len(parsed.Flows) != 1 || !maps.Equal(parsed.Direct, map[string]int{"pods": 2, "node": 1, "elsewhere": 4}) {
+		t.Errorf("%v: %s", err, doc)
+	}
+	now := noon
+	_, talk = show(t, Config{Format: Line, Now: func() time.Time { now = now.Add(3 * time.Second); return now }},
+		trace.Message{Header: headerOf("node1")}, trace.Message{Idle: &trace.Idle{
+			For: 3 * time.Second, Direct: trace.Direct{Pods: 5}, Findings: []string{"not-tracked shop/foo:http: rule 1 of raw/PREROUTING"},
+		}})
+	for _, want := range []string{"5 connections straight to endpoints, past the Service (5 of pods here): --direct shows them", "kptrace check says: not-tracked shop/foo:http: rule 1"} {
+		if !strings.Contains(talk, want) {
+			t.Errorf("%q is not in:\n%s", want, talk)
+		}
+	}
+	direct := base(2)
+	direct.Service.Via, direct.Decision.Known = proxy.ViaDirect, false
+	if got := Why(direct); got != "none: the client dialled the endpoint itself" {
+		t.Errorf("why is %q", got)
 	}
 }
 

@@ -14,6 +14,9 @@ import (
 // Why says in a few words why the backend was chosen, or why none was.
 func Why(f *trace.Flow) string {
 	d := &f.Decision
+	if f.Direct() {
+		return "none: the client dialled the endpoint itself"
+	}
 	if f.Outcome == trace.Rejected || f.Outcome == trace.Dropped {
 		return reasonWords(f.Reason) + excluded(d.Excluded)
 	}

@@ -15,7 +15,7 @@ import (
 // It never replaces a reason by one that might be wrong.
 func (c *Correlator) cause(r *rec) {
 	f := r.f
-	if !f.Outcome.Failed() {
+	if !f.Outcome.Failed() || r.direct {
 		return
 	}
 	switch f.Reason {

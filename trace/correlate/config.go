@@ -1,6 +1,7 @@
 package correlate
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/kptrace/kptrace/conntrack"
@@ -50,6 +51,12 @@ type Config struct {
 	// node, once, and must not call back: who can find out why tells
 	// Correlator.Explain later. Nil is nobody.
 	Inquire func(*trace.Flow)
+	// Direct says whether connections past Services are shown; they are counted
+	// anyway. Nil is never.
+	Direct func() bool
+	// Local reports whether an address is of one of the node's interfaces. Nil asks
+	// the state alone.
+	Local func(netip.Addr) bool
 	// EntriesDecide says that no rule reports picks, so that entries of
 	// connection tracking alone tell of connections.
 	EntriesDecide bool
@@ -72,6 +79,7 @@ const (
 	askWait       = int64(200 * time.Millisecond) // for an answer
 	askAgain      = int64(10 * time.Second)       // after Ask said no
 	askMost       = int64(time.Hour)
+	directAsk     = int64(2 * time.Second)
 	udpExpiry     = int64(31 * time.Second)     // a new UDP entry's life and a little
 	unwatchedWait = int64(time.Second)          // for more to tell of a flow
 	raceWindow    = int64(5 * time.Millisecond) // between datagrams that decide at once
@@ -114,6 +122,12 @@ func (c *Config) setDefaults() {
 	}
 	if c.Counters == nil {
 		c.Counters = func(*trace.Flow) bool { return false }
+	}
+	if c.Direct == nil {
+		c.Direct = func() bool { return false }
+	}
+	if c.Local == nil {
+		c.Local = func(netip.Addr) bool { return false }
 	}
 	if c.Emit == nil {
 		c.Emit = func(*trace.Flow) {}

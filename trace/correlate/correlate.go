@@ -32,6 +32,7 @@ type Correlator struct {
 	losses     lossList
 	past       pasts
 	decider    decider
+	direct     directs
 	sequence   uint64
 	stats      counters
 }

@@ -13,7 +13,11 @@ func (c *Correlator) idleDue(r *rec, now int64) int64 {
 	if r.orig.Proto() == conntrack.UDP {
 		return now + udpExpiry
 	}
-	r.askEvery = min(max(r.askEvery*2, int64(c.cfg.IdleAfter)), askMost)
+	least := int64(c.cfg.IdleAfter)
+	if r.direct {
+		least = min(least, directAsk) // no rule need report its end
+	}
+	r.askEvery = min(max(r.askEvery*2, least), askMost)
 	return now + r.askEvery
 }
 
@@ -69,7 +73,7 @@ func (c *Correlator) pendingOver(r *rec, now int64) {
 			c.unanswered(r, f)
 		case r.picked && r.reply.IsZero():
 			f.Outcome, f.Missing = trace.Unknown, missingEntry
-		case c.losses.of(trace.NFLog, r.start, now):
+		case c.losses.of(trace.NFLog, r.start, now), r.direct:
 			f.Outcome, f.Missing = trace.Unknown, missingAnswer
 		default:
 			c.unanswered(r, f)

@@ -21,6 +21,7 @@ func (c *Correlator) translated(e *trace.Event) bool {
 // pick.
 func (c *Correlator) created(e *trace.Event) {
 	if !c.translated(e) && !c.decider.serves(e.Tuple) {
+		c.straight(e)
 		return
 	}
 	newest := c.find(e.Tuple)
@@ -134,7 +135,7 @@ func count(f *trace.Flow, e *trace.Event) bool {
 
 // destroyed takes a DESTROY, for the oldest generation whose NEW was seen.
 func (c *Correlator) destroyed(e *trace.Event) {
-	if !c.translated(e) {
+	if !c.translated(e) && !c.isDirect(e) {
 		return
 	}
 	newest := c.find(e.Tuple)
@@ -187,7 +188,7 @@ func (c *Correlator) destroyed(e *trace.Event) {
 
 // entry takes the answer to a question, or an entry of a dump.
 func (c *Correlator) entry(e *trace.Event) {
-	if !c.translated(e) {
+	if !c.translated(e) && !c.isDirect(e) {
 		return
 	}
 	newest := c.find(e.Tuple)
@@ -235,6 +236,10 @@ func (c *Correlator) entry(e *trace.Event) {
 			c.unanswered(r, f)
 			c.publish(r)
 		}
+	}
+	if r.direct && r.tcp() && tcpOver(e) && e.Status&conntrack.SeenReply != 0 {
+		c.directOver(r, e)
+		return
 	}
 	if !r.tcp() && c.cfg.Ask != nil {
 		r.stateDue = c.now + int64(time.Second)*int64(e.Timeout+1)

@@ -30,6 +30,7 @@ type rec struct {
 
 	picked   bool // the decision was seen
 	relayed  bool // by the userspace proxy, whose number it has for isn
+	direct   bool // to an endpoint, past the Service
 	refused  bool // by a rule: there is no entry to wait for
 	existing bool // from the dump at start
 	// newSeen says that the entry's creation was seen, destroyed and gone that

@@ -35,7 +35,9 @@ func (c *Correlator) holdOver(r *rec) {
 // judge shows a held record without a decision, if it belongs to a Service.
 func (c *Correlator) judge(r *rec) {
 	f := r.f
-	if !c.untranslatedEntry(r) && !c.recognise(f, r.seenTime, f.Reply, r.goneStatus&conntrack.SrcNAT != 0) {
+	if r.direct {
+		c.nameDirect(r)
+	} else if !c.untranslatedEntry(r) && !c.recognise(f, r.seenTime, f.Reply, r.goneStatus&conntrack.SrcNAT != 0) {
 		c.stats.foreign.Add(1)
 		c.remove(r)
 		return
@@ -44,12 +46,14 @@ func (c *Correlator) judge(r *rec) {
 		c.succeed(o, c.now)
 	}
 	f.Existing = r.existing
-	f.Decision.Note = "pick not seen"
+	if !r.direct {
+		f.Decision.Note = "pick not seen"
+	}
 	if r.existing {
 		f.Decision.Note = "before start"
 		r.startUnknown = r.newTime == 0
 	}
-	if c.cfg.EntriesDecide && !r.existing {
+	if c.cfg.EntriesDecide && !r.existing && !r.direct {
 		c.decideByEntry(f, r.seenTime)
 	}
 	f.Decision.SourceSeen = f.Reply.Dst()
@@ -81,6 +85,13 @@ func (c *Correlator) judge(r *rec) {
 	if o := r.newer; o != nil && (o.picked || o.shown) && r.phase < ended {
 		c.succeed(r, c.now)
 	}
+}
+
+// directOver ends a connection past the Service by what its entry says, where no
+// packet told.
+func (c *Correlator) directOver(r *rec, e *trace.Event) {
+	r.goneState = e.TCPState
+	c.decideByDestroy(r, true)
 }
 
 // decideByDestroy ends a flow whose end no packet told, by what its entry was
