@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -56,6 +57,17 @@ type Tools struct {
 	Wait time.Duration
 	// Dir is where the programs are, for tests; "" means PATH.
 	Dir string
+}
+
+// LockFile is where the programs keep the lock of legacy tables, "" where they do
+// by default.
+func (t *Tools) LockFile() string {
+	for _, e := range t.Env {
+		if path, ok := strings.CutPrefix(e, "XTABLES_LOCKFILE="); ok {
+			return path
+		}
+	}
+	return os.Getenv("XTABLES_LOCKFILE")
 }
 
 // saveTimeout ends a save that hangs. One of 200,000 rules takes about 2 s.

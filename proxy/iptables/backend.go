@@ -32,8 +32,7 @@ type Backend struct {
 	lastFull time.Duration
 	reroute  rerouting
 
-	drift      sync.Mutex // protects what follows
-	driftStats proxy.DriftStats
+	drift proxy.DriftGate
 }
 
 var (

@@ -153,26 +153,3 @@ func TestDriftWhileWriting(t *testing.T) {
 		t.Errorf("%d repairs, %+v", repairs.Load(), b.DriftStats())
 	}
 }
-
-// TestGate lets somebody rewrite our rules for ever.
-func TestGate(t *testing.T) {
-	var g gate
-	now, passed := time.Now(), 0
-	for range 3600 {
-		now = now.Add(time.Second)
-		if g.pass(now, true, time.Millisecond) {
-			passed++
-		}
-	}
-	if passed < 60 || passed > 70 {
-		t.Errorf("%d repairs in an hour of fighting", passed)
-	}
-	now = now.Add(time.Hour)
-	if !g.pass(now, true, 0) || g.pass(now.Add(time.Millisecond), true, 0) || !g.pass(now.Add(2*time.Second), true, 0) {
-		t.Error("no fresh start after a calm")
-	}
-	g = gate{}
-	if !g.pass(now, false, 2*time.Second) || g.pass(now.Add(100*time.Second), false, 2*time.Second) || !g.pass(now.Add(201*time.Second), false, 2*time.Second) {
-		t.Error("doubt costs more than a hundredth")
-	}
-}

@@ -22,6 +22,7 @@ import (
 type Backend struct {
 	cfg    Config
 	noIPv6 atomic.Bool
+	drift  proxy.DriftGate
 
 	apply   sync.Mutex // protects what follows
 	flavour xtables.Flavour
@@ -59,6 +60,7 @@ type Backend struct {
 var (
 	_ proxy.Relay     = (*Backend)(nil)
 	_ proxy.Forgetter = (*Backend)(nil)
+	_ proxy.Watcher   = (*Backend)(nil)
 )
 
 // sweepEvery is how often clients whose affinity is over are forgotten.

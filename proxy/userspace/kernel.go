@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
@@ -17,6 +18,9 @@ type kernel struct {
 	known bool
 	has   map[key][]placed
 	jumps []jumpRule
+	watch *xtables.Watch // nil while nobody watches
+	// lastFull is how long the last reading and comparing of all took.
+	lastFull time.Duration
 }
 
 // placed is one rule in its chain.
@@ -42,14 +46,21 @@ type change struct {
 // what it had, and is named in failed.
 func (k *kernel) apply(ctx context.Context, p *program, want map[key][]placed, rep *proxy.Report) (failed []error, err error) {
 	var plan xtables.Plan
-	jumps := p.jumps[k.family]
-	if !k.known || !slices.Equal(jumps, k.jumps) {
+	jumps, before := p.jumps[k.family], rep.Commits
+	full := !k.known || !slices.Equal(jumps, k.jumps)
+	if k.watch != nil {
+		k.watch.Pause(full)
+		defer func() { k.watch.Settle(rep.Commits - before) }()
+	}
+	if full {
 		rep.Full = true
+		start := time.Now()
 		have, err := k.runner.Save(ctx, "")
 		if err != nil {
 			return nil, err
 		}
 		plan = k.read(have, jumps, want)
+		k.lastFull = time.Since(start)
 	}
 	k.known = false
 	changes := k.changes(want)
