@@ -77,6 +77,7 @@ func (n *node) healthAddrs() []string {
 // rules that lead to what they promise.
 func (n *node) observe(v *proxy.View, r proxy.Report) {
 	n.metrics.Observe(v, r)
+	n.restored(r, v.Err != nil && !r.Partial)
 	n.teller.problems(fromProgram, v.Program.Problems())
 	if v.Err == nil || len(r.Refusals) > 0 {
 		n.teller.problems(fromKernel, r.Refusals)

@@ -51,6 +51,7 @@ type node struct {
 	metrics  *prom.Exporter
 	findings findings
 	lately   lately
+	gap      gap
 	spans    spans
 	health   *health.Source
 	ports    *health.Servers

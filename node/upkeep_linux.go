@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/trace"
 )
 
 const (
@@ -30,6 +32,9 @@ func (n *node) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := guard(func() error {
 			return w.Watch(ctx, func(d proxy.Drift) {
+				if d.Certain {
+					n.gap.begin(time.Now().Add(-looksEvery))
+				}
 				n.syncer.Resync()
 				if time.Since(spoke) < driftLogEvery {
 					unsaid++
@@ -48,6 +53,45 @@ func (n *node) watch(ctx context.Context) {
 		}
 		n.cfg.Logger.Error("changes by others are not seen, but for an hourly look; trying again", "in", upkeepAgain, "err", err)
 		pause(ctx, upkeepAgain)
+	}
+}
+
+// looksEvery is how often a Backend looks whether others wrote to its rules.
+const looksEvery = time.Second
+
+// gap is a time in which rules that report may not be there.
+type gap struct {
+	mu   sync.Mutex
+	from time.Time // zero for none
+}
+
+func (g *gap) begin(at time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.from.IsZero() {
+		g.from = at
+	}
+}
+
+func (g *gap) end() (from time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	from, g.from = g.from, time.Time{}
+	return from
+}
+
+// restored counts a loss if a sync brought back rules that report.
+func (n *node) restored(r proxy.Report, failed bool) {
+	if failed || n.tracer == nil {
+		return
+	}
+	from := n.gap.end()
+	if r.Restored > 0 {
+		n.cfg.Logger.Warn("others removed rules of ours that report; they are back", "rules", r.Restored, "gone for at most", time.Since(r.Intact).Round(time.Millisecond))
+		from = r.Intact
+	}
+	if !from.IsZero() {
+		n.tracer.losses.add(trace.Loss{Source: trace.NFLog, From: from.UnixNano(), To: time.Now().UnixNano(), Events: 1, Where: "rules"})
 	}
 }
 

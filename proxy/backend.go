@@ -97,6 +97,10 @@ type Report struct {
 	// they are no more than half of all.
 	Refused int
 	Partial bool
+	// Restored counts rules that report and that others had removed, in the time
+	// from Intact, when they were last known to be there, until now.
+	Restored int
+	Intact   time.Time
 	// Refusals names the Services that the kernel does not take, and says why.
 	Refusals []Problem
 	Took     time.Duration

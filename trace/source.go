@@ -49,6 +49,8 @@ type Loss struct {
 	// Events is how many, at least 1.
 	Events uint64
 	// Where is "kernel", "queue" (between source and correlator), "ring"
-	// (a reader was too slow) or "table" (the flow table was full).
+	// (a reader was too slow), "table" (the flow table was full) or "rules" (others
+	// had removed rules that report; how much these would have reported nobody
+	// knows).
 	Where string
 }

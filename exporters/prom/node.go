@@ -162,7 +162,7 @@ func collectTracer(s sender, t Tracer) {
 			}
 		}
 		for where, v := range lost {
-			s.counter("kptrace_lost_events_total", "Events known to be missed: in the kernel, or in the queue to the correlator.", v, "source", name, "where", where)
+			s.counter("kptrace_lost_events_total", "Events known to be missed: in the kernel, in the queue to the correlator, or (each time counted as one) while others had removed the rules that report.", v, "source", name, "where", where)
 		}
 	}
 	s.gauge("kptrace_queue_batches", "Batches of events that wait for the correlator.", float64(t.Queue))

@@ -141,6 +141,8 @@ func lossPlace(l *trace.Loss) string {
 	switch l.Where {
 	case "kernel":
 		return l.Source.String() + ", in the kernel"
+	case "rules":
+		return l.Source.String() + ", while others had removed the rules that report"
 	case "queue":
 		return l.Source.String() + ", before they could be joined"
 	case "ring":

@@ -15,9 +15,13 @@ import (
 
 	"github.com/kptrace/kptrace/internal/controlplane"
 	"github.com/kptrace/kptrace/internal/netns"
+	"github.com/kptrace/kptrace/internal/umlguest"
 )
 
-func TestMain(m *testing.M) { netns.Main(m) }
+func TestMain(m *testing.M) {
+	umlguest.Init()
+	netns.Main(m)
+}
 
 // binEnv says where scripts/controlplane.sh has put the programs.
 const binEnv = "KPTRACE_CONTROLPLANE"

@@ -26,6 +26,12 @@ func Here(t *testing.T) {
 // calls umlguest.Init and then netns.Main, so that f always runs in a sandbox.
 func Group(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
+	GroupWith(t, 0, f)
+}
+
+// GroupWith is Group in a guest with so much memory, in MiB; 0 is the usual.
+func GroupWith(t *testing.T, memory int, f func(t *testing.T)) {
+	t.Helper()
 	if umlguest.Inside() {
 		f(t)
 		return
@@ -46,7 +52,7 @@ func Group(t *testing.T, f func(t *testing.T)) {
 		args = append(args, "-test.short=true")
 	}
 	log := &transcript{root: t.Name(), results: map[string]*result{}}
-	run := guestRun{args: args, stdout: log}
+	run := guestRun{args: args, stdout: log, memory: memory}
 	code, err := run.do(t.Context())
 	t.Logf("%s, in a guest: %s", log.tally(), run.about())
 	report("%s: %s: %s in a guest, %s", packageName(), t.Name(), log.tally(), run.about())

@@ -126,6 +126,7 @@ func report(format string, args ...any) {
 // guestRun is one run of the test binary in a guest.
 type guestRun struct {
 	args   []string
+	memory int
 	stdout interface{ Write([]byte) (int, error) }
 	info   umlguest.Info
 	boot   time.Duration
@@ -135,7 +136,7 @@ type guestRun struct {
 func (r *guestRun) do(ctx context.Context) (int, error) {
 	start := time.Now()
 	code, err := umlguest.Run(ctx, umlguest.Spec{
-		Args: r.args, Stdin: nil, Stdout: r.stdout, Stderr: os.Stderr, Share: shares(r.args),
+		Args: r.args, Stdin: nil, Memory: r.memory, Stdout: r.stdout, Stderr: os.Stderr, Share: shares(r.args),
 		Forward: []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT},
 		Booted:  func(i umlguest.Info) { r.info, r.boot = i, time.Since(start) },
 	})

@@ -83,7 +83,17 @@ func (b *Backend) write(ctx context.Context, p *program, rep *proxy.Report) erro
 		for j := range did.Failed {
 			return &did.Failed[j]
 		}
+		if mode, again := b.wrote[l.Family]; again && (mode == proxy.IPVS) == (p.mode == proxy.IPVS) {
+			rep.Restored += did.Rules
+		}
 	}
+	if rep.Intact = time.Unix(0, b.intact.Load()); b.wrote == nil {
+		b.wrote = make(map[xtables.Family]proxy.Mode)
+	}
+	for i := range p.layouts {
+		b.wrote[p.layouts[i].Family] = p.mode
+	}
+	b.intact.Store(time.Now().UnixNano())
 	for m := range b.held {
 		if p.members[m] {
 			continue

@@ -27,6 +27,10 @@ type Backend struct {
 	held map[member]bool
 	// mangle has the families whose table mangle was there before our rules.
 	mangle map[xtables.Family]bool
+	// wrote says in which mode our chains were written for each family.
+	wrote map[xtables.Family]proxy.Mode
+	// intact is when nobody had changed any rule, in nanoseconds since 1970.
+	intact atomic.Int64
 }
 
 var (
@@ -198,6 +202,7 @@ func (b *Backend) Render(snap *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 		p.members = nil
 		return p
 	}
+	p.mode = s.mode
 	for _, fa := range s.families {
 		l, tagged := layout(fa, s.mode, b.cfg.NFLogGroup)
 		p.layouts = append(p.layouts, l)

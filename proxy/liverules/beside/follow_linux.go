@@ -43,6 +43,9 @@ func (b *Backend) Follow(ctx context.Context, changed func()) error {
 		if now := b.cfg.LocalAddrs(); !slices.Equal(now, addrs) {
 			addrs, suspect = now, true
 		}
+		if !suspect {
+			b.intact.Store(time.Now().UnixNano())
+		}
 		if !suspect || time.Now().Before(notBefore) {
 			continue
 		}

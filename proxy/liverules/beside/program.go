@@ -13,6 +13,7 @@ type program struct {
 	live    *liverules.Program
 	wanted  proxy.Program
 	layouts []xtables.Layout
+	mode    proxy.Mode // of the layouts
 	members map[member]bool
 	index   proxy.Index
 }
