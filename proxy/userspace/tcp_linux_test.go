@@ -297,13 +297,14 @@ func TestAffinity(t *testing.T) {
 	}
 }
 
-// TestFlapping changes endpoints all the time while connections are dialled.
+// TestFlapping changes endpoints all the time while connections are dialled, some
+// of them to one that never answers.
 func TestFlapping(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t, Config{})
 	one, two := p.named("127.0.1.1:0", "one"), p.named("127.0.1.2:0", "two")
-	bad := netip.MustParseAddrPort("127.0.1.3:9")
-	sets := [][]netip.AddrPort{{one, bad}, {bad, two}, {one, two}, {two}}
+	bad, hole := netip.MustParseAddrPort("127.0.1.3:9"), p.hole("127.0.1.4:9")
+	sets := [][]netip.AddrPort{{one, bad}, {bad, two}, {one, hole}, {two}}
 	p.must(p.apply(serviceOf("a", false, vip, sets[0]...)))
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -323,11 +324,18 @@ func TestFlapping(t *testing.T) {
 			}
 		})
 	}
-	for i := range 40 {
+	i := 0
+	until(t, "dials failed either way while endpoints changed", func() bool {
 		p.must(p.apply(serviceOf("a", false, vip, sets[i%len(sets)]...)))
-	}
+		i++
+		s := p.b.RelayStats()
+		return i >= 40 && s.TimedOut >= 3 && s.Refused >= 3
+	})
 	close(stop)
 	wg.Wait()
+	if s := p.b.RelayStats(); s.Unserved != 0 {
+		t.Errorf("stats %+v", s)
+	}
 }
 
 // TestNeverReads has clients that read nothing while endpoints send without end:

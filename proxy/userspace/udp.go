@@ -235,6 +235,14 @@ func (s *session) try(payload []byte) bool {
 			s.out.Add(uint64(len(payload)))
 			return true
 		}
+		if exhausted(err) { // not the endpoint's fault
+			b.stats.exhausted.Add(1)
+			b.stats.dropped.Add(1)
+			b.say("out of file descriptors: datagrams are dropped", "err", err)
+			s.tell(&proxy.RelayEvent{Kind: proxy.RelayFailed, Failure: proxy.FailedOther})
+			s.end = proxy.EndedShutdown
+			return false
+		}
 		s.failedLocked(err)
 	}
 	b.stats.unserved.Add(1)
@@ -270,9 +278,6 @@ func (s *session) connect(network string, payload []byte) error {
 func (s *session) failedLocked(err error) {
 	l, b := s.u.l, s.u.l.b
 	f := failureOf(err)
-	if exhausted(err) {
-		b.stats.exhausted.Add(1)
-	}
 	b.stats.failed(f)
 	s.tell(&proxy.RelayEvent{Kind: proxy.RelayFailed, Failure: f})
 	if l.balance.unpin(s.key.client.Addr(), s.endpoint) {
