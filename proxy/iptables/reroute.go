@@ -183,27 +183,39 @@ var errAnswered = errors.New("answered")
 
 // release deletes a connection's entry if it is still unanswered.
 func (b *Backend) release(r *rerouted) error {
+	f, err := b.stillUnanswered(r.tuple)
+	if err != nil {
+		return err
+	}
+	return b.removeEntry(f)
+}
+
+// stillUnanswered looks up a connection's entry. The error is errAnswered where
+// something has come back.
+func (b *Backend) stillUnanswered(t conntrack.Tuple) (f conntrack.Flow, err error) {
 	if b.reroute.table == nil {
 		err := b.inNetns(func() (err error) {
 			b.reroute.table, err = conntrack.Open(conntrack.Config{})
 			return err
 		})
 		if err != nil {
-			return err
+			return f, err
 		}
 	}
-	f, err := b.reroute.table.Get(r.tuple)
-	if err != nil {
-		return err
+	f, err = b.reroute.table.Get(t)
+	if err == nil && (f.Orig != t || f.Status&conntrack.SeenReply != 0 || f.State != conntrack.TCPSynSent) {
+		err = errAnswered
 	}
-	if f.Orig != r.tuple || f.Status&conntrack.SeenReply != 0 || f.State != conntrack.TCPSynSent {
-		return errAnswered
-	}
+	return f, err
+}
+
+// removeEntry deletes an entry, and remembers it for RerouteDestroyed.
+func (b *Backend) removeEntry(f conntrack.Flow) error {
 	b.reroute.mu.Lock()
 	if b.reroute.deleted == nil {
 		b.reroute.deleted = make(map[conntrack.Tuple]time.Time)
 	}
-	b.reroute.deleted[r.tuple] = time.Now()
+	b.reroute.deleted[f.Orig] = time.Now()
 	b.reroute.mu.Unlock()
 	return b.reroute.table.Delete(f)
 }

@@ -18,9 +18,13 @@ func In6(a netip.Addr) netip.Addr {
 	return netip.AddrFrom16(b)
 }
 
-func in6Port(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(In6(a.Addr()), a.Port()) }
+// In6Port is an address and port in the IPv6 twin of the world.
+func In6Port(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(In6(a.Addr()), a.Port())
+}
 
-func in6Prefix(p netip.Prefix) netip.Prefix {
+// In6Prefix is a prefix in the IPv6 twin of the world.
+func In6Prefix(p netip.Prefix) netip.Prefix {
 	switch {
 	case !p.IsValid():
 		return p
@@ -48,23 +52,28 @@ func Cases6() []Case {
 	return cases
 }
 
-func (c Case) in6() Case {
-	s := *c.Setup.Snapshot
-	s.Node.Addrs, s.Node.PodCIDRs = each(s.Node.Addrs, In6), each(s.Node.PodCIDRs, in6Prefix)
+// Snapshot6 is a Snapshot in the IPv6 twin of the world.
+func Snapshot6(of *proxy.Snapshot) *proxy.Snapshot {
+	s := *of
+	s.Node.Addrs, s.Node.PodCIDRs = each(s.Node.Addrs, In6), each(s.Node.PodCIDRs, In6Prefix)
 	s.Services = each(s.Services, func(svc proxy.Service) proxy.Service {
 		svc.ClusterIP = In6(svc.ClusterIP)
 		svc.ExternalIPs, svc.LoadBalancerIPs = each(svc.ExternalIPs, In6), each(svc.LoadBalancerIPs, In6)
-		svc.SourceRanges = each(svc.SourceRanges, in6Prefix)
+		svc.SourceRanges = each(svc.SourceRanges, In6Prefix)
 		svc.Endpoints = each(svc.Endpoints, func(ep proxy.Endpoint) proxy.Endpoint {
-			ep.Addr = in6Port(ep.Addr)
+			ep.Addr = In6Port(ep.Addr)
 			return ep
 		})
 		return svc
 	})
-	c.Setup.Snapshot, c.Setup.ClusterCIDR = &s, in6Prefix(c.Setup.ClusterCIDR)
+	return &s
+}
+
+func (c Case) in6() Case {
+	c.Setup.Snapshot, c.Setup.ClusterCIDR = Snapshot6(c.Setup.Snapshot), In6Prefix(c.Setup.ClusterCIDR)
 	out := make(map[netip.AddrPort]proxy.Outage)
 	for addr, why := range c.Setup.Overlay.Out {
-		out[in6Port(addr)] = why
+		out[In6Port(addr)] = why
 	}
 	c.Setup.Overlay.Out = out
 	var rows []Row
@@ -72,8 +81,8 @@ func (c Case) in6() Case {
 		if r.To.Addr().IsLoopback() {
 			r.To, r.Want = netip.AddrPortFrom(netip.IPv6Loopback(), r.To.Port()), Want{}
 		}
-		r.To = in6Port(r.To)
-		r.Want.Endpoints = each(r.Want.Endpoints, in6Port)
+		r.To = In6Port(r.To)
+		r.Want.Endpoints = each(r.Want.Endpoints, In6Port)
 		rows = append(rows, r)
 	}
 	c.Rows = rows
