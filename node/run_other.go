@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/kptrace/kptrace/trace/bundle"
 	"github.com/kptrace/kptrace/trace/check"
 )
 
@@ -17,6 +18,11 @@ func Run(context.Context, Config) error { return errLinux }
 
 // Inspect fails: only Linux has netfilter.
 func Inspect(context.Context) (*check.State, []string, error) { return nil, nil, errLinux }
+
+// Collect finds nothing: only Linux has netfilter.
+func Collect(context.Context) []bundle.File {
+	return []bundle.File{{Name: bundle.RulesDir, Why: errLinux.Error()}}
+}
 
 // Init fails: only Linux has netfilter.
 func Init(Config) error { return errLinux }

@@ -25,7 +25,7 @@ func (n *node) relayConfig() relay.Config {
 		Watching:       func(delta int) { n.tracer.watchers.Add(int64(delta)) },
 		WatchingDirect: func(delta int) { n.tracer.direct.Add(int64(delta)) },
 		Direct:         n.tracer.straight, Findings: n.lately.said,
-		Explain: n.explain, Check: n.check,
+		Explain: n.explain, Check: n.check, Collect: n.collect,
 		Trace: n.paths.ask, Record: n.record,
 		Logger: n.cfg.Logger,
 	}

@@ -116,7 +116,7 @@ show, status.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageErr(fmt.Errorf("%w; see %s --help", err, cmd.CommandPath()))
 	})
-	root.AddCommand(newLabCmd(), newProxyCmd(), newAgentCmd(), newRecordCmd(), newReplayCmd(), newFollowCmd(), newExplainCmd(), newCheckCmd(), newDiagnoseCmd(), newShowCmd(), newStatusCmd(), newCleanupCmd(), newDashboardsCmd(), newVersionCmd(), newReasonsTopic())
+	root.AddCommand(newLabCmd(), newProxyCmd(), newAgentCmd(), newRecordCmd(), newReplayCmd(), newBugreportCmd(), newFollowCmd(), newExplainCmd(), newCheckCmd(), newDiagnoseCmd(), newShowCmd(), newStatusCmd(), newCleanupCmd(), newDashboardsCmd(), newVersionCmd(), newReasonsTopic())
 	return root
 }
 

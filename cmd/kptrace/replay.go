@@ -33,7 +33,7 @@ func newReplayCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "replay FILE [svc/NAME...]",
 		Short: "Show what kptrace record kept; on any machine",
-		Long: `Show what kptrace record kept, through the same decoders, filters and outputs as
+		Long: `Show what kptrace record kept, or a bug report holds, through the same decoders, filters and outputs as
 follow. It needs no root and no Linux.
 
 --pcapng writes the packets that rules reported, each with the decision about its
@@ -47,6 +47,9 @@ said, and the exit code is 1.`,
 
   # What failed of one Service
   kptrace replay node1.ktr svc/foo -n shop --outcome failed -o wide
+
+  # Of a bug report
+  kptrace replay report.tar.gz -A -o wide
 
   # For Wireshark
   kptrace replay node1.ktr --pcapng node1.pcapng
@@ -92,9 +95,13 @@ func (f *replayFlags) run(ctx context.Context, name string, args []string, stdin
 		defer file.Close()
 		in = file
 	}
-	rec, err := record.NewReader(in)
+	in, cut, err := openRecording(in)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
+	}
+	rec, err := record.NewReader(in)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, errors.Join(err, cut))
 	}
 	h := rec.Header()
 	flows := newReplayed()
@@ -103,7 +110,7 @@ func (f *replayFlags) run(ctx context.Context, name string, args []string, stdin
 		cfg.Packet = flows.packet
 	}
 	stats, err := node.Replay(cfg)
-	if err != nil {
+	if err = errors.Join(err, cut); err != nil {
 		err = fmt.Errorf("%s: %w", name, err)
 	}
 	if !f.follow.noHeader {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +20,7 @@ import (
 	"github.com/kptrace/kptrace/proxy/kube/apiserver"
 	"github.com/kptrace/kptrace/proxy/liverules"
 	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/bundle"
 )
 
 // rulesFlags say where the rules of a node come from, for the verbs that look at
@@ -31,7 +34,7 @@ type rulesFlags struct {
 
 func (f *rulesFlags) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
-	fl.StringArrayVar(&f.files, "rules", nil, "what iptables-save or ip6tables-save printed: a file, or - for stdin; repeatable")
+	fl.StringArrayVar(&f.files, "rules", nil, "what iptables-save or ip6tables-save printed, or a bug report: a file, or - for stdin; repeatable")
 	fl.StringArrayVar(&f.nodeIPs, "node-ip", nil, "an address of the node whose rules these are; give all, where it matters")
 	fl.StringVar(&f.manifests, "manifests", "", "folder of Kubernetes YAML with the Services and EndpointSlices")
 	fl.StringVar(&f.node, "node", "", "name of the node, with --manifests (default: the host's)")
@@ -107,6 +110,15 @@ func readDumps(name string, stdin io.Reader) ([]xtables.Dump, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading rules: %w", err)
+	}
+	if in := bufio.NewReader(bytes.NewReader(b)); bundle.Is(in) {
+		report, err := bundle.Read(in)
+		if err == nil {
+			b, err = report.Rules()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading rules of %s: %w", name, err)
+		}
 	}
 	dumps, err := xtables.ParseDumps(string(b))
 	if err != nil {

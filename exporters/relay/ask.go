@@ -53,10 +53,21 @@ type CheckResponse struct {
 	At    time.Time
 }
 
+// CollectRequest asks a node for what a bug report holds of it.
+type CollectRequest struct{}
+
+// CollectResponse is that, as a bundle of package trace/bundle, with nothing
+// redacted.
+type CollectResponse struct {
+	Node   string
+	Bundle []byte
+}
+
 // The kinds of questions.
 const (
 	askExplain = "explain"
 	askCheck   = "check"
+	askCollect = "collect"
 )
 
 // Ask answers a question of a client.
@@ -66,6 +77,8 @@ func (s *Server) Ask(ctx context.Context, q *Question) (*Document, error) {
 		return reply(ctx, q, s.cfg.Explain)
 	case askCheck:
 		return reply(ctx, q, s.cfg.Check)
+	case askCollect:
+		return reply(ctx, q, s.cfg.Collect)
 	}
 	return nil, status.Errorf(codes.Unimplemented, "this node does not know the question %q: is it of an older version?", q.GetKind())
 }
@@ -100,6 +113,11 @@ func (c *Client) Explain(ctx context.Context, req ExplainRequest) ([]explain.Ans
 // Check asks the node to check itself.
 func (c *Client) Check(ctx context.Context, req CheckRequest) (CheckResponse, error) {
 	return ask[CheckResponse](ctx, c, askCheck, req)
+}
+
+// Collect asks the node for what a bug report holds of it.
+func (c *Client) Collect(ctx context.Context) (CollectResponse, error) {
+	return ask[CollectResponse](ctx, c, askCollect, CollectRequest{})
 }
 
 func ask[A any](ctx context.Context, c *Client, kind string, req any) (A, error) {

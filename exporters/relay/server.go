@@ -44,6 +44,8 @@ type Config struct {
 	// it cannot.
 	Explain func(context.Context, ExplainRequest) ([]explain.Answer, error)
 	Check   func(context.Context, CheckRequest) (CheckResponse, error)
+	// Collect reads what a bug report holds; nil as with Explain.
+	Collect func(context.Context, CollectRequest) (CollectResponse, error)
 	// Trace has the paths of a Request's flows traced until release is called;
 	// it returns when they are, or with the reason why not. Nil means that
 	// paths cannot be traced.
