@@ -180,14 +180,6 @@ func (r *report) ask(c *relay.Client, duration time.Duration, tracing trace.Path
 	r.addJSON("status.json", "what kptrace says of itself (kptrace status -o json)", toStatusJSON(s, c.Socket()), nil)
 	found, err := c.Check(r.ctx, relay.CheckRequest{})
 	r.addJSON("check.json", "what is wrong with the node (kptrace check -o json)", text.ToCheckJSON(s.Node, found.Findings), err)
-	var failures bytes.Buffer
-	err = c.Flows(r.ctx, trace.Request{Filter: trace.Filter{Outcomes: failed()}, Last: recentFailures}, func(m trace.Message) error {
-		if m.Flow == nil {
-			return nil
-		}
-		return json.NewEncoder(&failures).Encode(text.ToJSON(m.Flow))
-	})
-	r.add("failures.jsonl", "the last failed connections (kptrace follow -o jsonl)", failures.Bytes(), err)
 	if duration > 0 {
 		var rec bytes.Buffer
 		ctx, cancel := context.WithTimeout(r.ctx, duration)
@@ -197,6 +189,14 @@ func (r *report) ask(c *relay.Client, duration time.Duration, tracing trace.Path
 	} else {
 		r.add(bundle.Recording, "", nil, errors.New("--for 0s records nothing"))
 	}
+	var failures bytes.Buffer
+	err = c.Flows(context.WithoutCancel(r.ctx), trace.Request{Filter: trace.Filter{Outcomes: failed()}, Last: recentFailures}, func(m trace.Message) error {
+		if m.Flow == nil {
+			return nil
+		}
+		return json.NewEncoder(&failures).Encode(text.ToJSON(m.Flow))
+	})
+	r.add("failures.jsonl", "the last failed connections (kptrace follow -o jsonl)", failures.Bytes(), err)
 	got, err := c.Collect(context.WithoutCancel(r.ctx))
 	if err != nil {
 		r.add(bundle.RulesDir, "", nil, err)
