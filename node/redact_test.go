@@ -9,7 +9,7 @@ import (
 
 	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/trace"
-	"github.com/kptrace/kptrace/trace/redact"
+	"github.com/kptrace/kptrace/trace/record/redact"
 	"github.com/kptrace/kptrace/trace/source/ctevent"
 	"github.com/kptrace/kptrace/trace/source/ipvs"
 	"github.com/kptrace/kptrace/trace/source/legacytrace"

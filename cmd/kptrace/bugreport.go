@@ -26,7 +26,7 @@ import (
 	"github.com/kptrace/kptrace/trace/bundle"
 	"github.com/kptrace/kptrace/trace/check"
 	"github.com/kptrace/kptrace/trace/record"
-	"github.com/kptrace/kptrace/trace/redact"
+	"github.com/kptrace/kptrace/trace/record/redact"
 )
 
 // bugreportFlags are the flags of kptrace bugreport.

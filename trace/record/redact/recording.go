@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/record"
 )
 
@@ -79,7 +78,7 @@ func (r *Redactor) Recording(out io.Writer, in io.Reader) error {
 			}
 			err = w.Frame(f)
 		case it.Loss != nil:
-			err = w.Loss(trace.Loss(*it.Loss))
+			err = w.Loss(*it.Loss)
 		case it.End != nil:
 			err = w.End(it.End.Dropped + unknown)
 		}
