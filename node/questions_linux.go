@@ -143,12 +143,17 @@ func (n *node) live(v *proxy.View, s *check.State) func(proxy.Packet) (explain.A
 			flavour = s.Dumps[i].Flavour.String()
 		}
 	}
-	p := liverules.New(liverules.Config{Addrs: s.Addrs, Route: route, Snapshot: v.Snapshot, Overlay: v.Overlay}, rulesets...)
+	clients := newHeld(liverules.New(liverules.Config{}, rulesets...).AffinityLists())
+	p := liverules.New(liverules.Config{Addrs: s.Addrs, Route: route, Recent: clients.recent, Snapshot: v.Snapshot, Overlay: v.Overlay}, rulesets...)
 	return func(pkt proxy.Packet) (explain.Answer, error) {
 		if pkt.In == "" && !pkt.FromNode {
 			pkt.In = deviceTo(pkt.Src.Addr())
 		}
+		clients.found = nil
 		a := explain.Live(p, pkt)
+		for _, h := range clients.found {
+			a.Held(h.list.Endpoint, h.age, h.list.Timeout)
+		}
 		a.Rules = "the live rules of " + n.cfg.Name + " (iptables-" + flavour + ")"
 		return a, nil
 	}

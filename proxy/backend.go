@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"net/netip"
 	"time"
 )
 
@@ -82,6 +83,15 @@ type Program interface {
 	// Text is the whole program as its tool would take it, for --dry-run.
 	Text() string
 	Problems() []Problem
+}
+
+// AffinityList is a list in which the kernel keeps clients of an endpoint, of a
+// Service with session affinity.
+type AffinityList struct {
+	Name     string
+	Service  PortName
+	Endpoint netip.AddrPort
+	Timeout  time.Duration
 }
 
 // Report is what an Apply did.

@@ -78,6 +78,7 @@ func TestAgent(t *testing.T) {
 			w.serve(1, 2, 3)
 			w.others(flavour)
 			w.run("", "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+			w.visit("10.96.0.11") // the kernel knows this client before the agent does
 			before, settings := save(t, w.ns, flavour), w.run("", "cat", sysctlPaths()...)
 			a := w.agent()
 			if !strings.Contains(a.err.String(), "beside a kube-proxy in iptables mode") || !strings.Contains(a.err.String(), "variant="+flavour) {
@@ -102,9 +103,22 @@ func TestAgent(t *testing.T) {
 			if f.Backend.Port != 8080 || !strings.HasPrefix(f.Backend.IP, "10.0.1.") || f.EstablishedMs == nil {
 				t.Errorf("backend %+v, established %v", f.Backend, f.EstablishedMs)
 			}
-			w.shown("a connection to sticky", func(f *text.FlowJSON) bool {
+			hit := w.shown("a connection to sticky of a client that was there before", func(f *text.FlowJSON) bool {
 				return f.Service.Name == "sticky" && f.Outcome == "closed" && f.Decision.Candidates == 2
 			})
+			if d := hit.Decision; d.Affinity != "hit" || d.AffinityAgeMs == nil || d.Note != "" {
+				t.Errorf("affinity of a client that was there before: %+v", d)
+			}
+			w.run("", "curl", "-s", "--interface", "10.0.1.4", "http://10.96.0.11/")
+			w.shown("a new client of sticky", func(f *text.FlowJSON) bool {
+				return f.Service.Name == "sticky" && f.Outcome == "closed" && f.Client.IP == "10.0.1.4" && f.Decision.Affinity == "new"
+			})
+			if out := w.must("explain", "svc/sticky", "-n", "shop", "--from", "10.0.0.1"); !strings.Contains(out, "choice    affinity, 1 candidate") || !strings.Contains(out, "10.0.0.1 was sent to "+hit.Backend.IP+":8080 ") {
+				t.Errorf("explain of a client that is kept: %s", out)
+			}
+			if out := w.must("explain", "svc/sticky", "-n", "shop", "--from", "10.0.0.99"); !strings.Contains(out, "choice    random, 2 candidates") {
+				t.Errorf("explain of a client that is not kept: %s", out)
+			}
 			w.shown("a refusal for want of endpoints", func(f *text.FlowJSON) bool {
 				return f.Service.Name == "none" && f.Outcome == "rejected" && f.Reason == "no-endpoints"
 			})

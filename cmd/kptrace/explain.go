@@ -58,7 +58,8 @@ Nothing is guessed. What a text cannot tell (sets, sockets, which addresses are
 the node's) is reported as not evaluated, and if it matters the answer is given
 for both cases. --node-ip says which addresses are the node's own.
 
-Odds are those of a client without a session affinity entry.
+Odds are those of a client without a session affinity entry, unless a kptrace that
+runs on the node is asked: that looks into the kernel's lists of clients.
 
 Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if rules lead nowhere.`,
 		Example: `  # Every Service of a node, its endpoints and their odds
@@ -314,6 +315,9 @@ func (f *explainFlags) answer(cmd *cobra.Command, live *rulesOf, packets []proxy
 		a := explain.Live(live.program, pkt)
 		a.Rules = live.from
 		a.Notes = append(a.Notes, live.notes...)
+		if slices.ContainsFunc(a.Cases, func(c explain.Case) bool { return c.Affinity > 0 }) {
+			a.Notes = append(a.Notes, "the kernel's lists of clients are not in the rules: this holds for a client without a session affinity entry")
+		}
 		a.Name(live.snapshot, proxy.Overlay{})
 		all = append(all, a)
 	}

@@ -133,6 +133,19 @@ func (p *Program) Chain(name string) (kind Kind, service proxy.PortName, endpoin
 	return KindNone, proxy.PortName{}, netip.AddrPort{}, false
 }
 
+// AffinityLists lists the endpoints' lists of clients, by name.
+func (p *Program) AffinityLists() (all []proxy.AffinityList) {
+	for _, f := range p.families {
+		for name, c := range f.chains {
+			if c.kind == KindEndpoint && c.service.Affinity > 0 {
+				all = append(all, proxy.AffinityList{Name: name, Service: c.service.Name, Endpoint: c.endpoint, Timeout: c.service.Affinity})
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b proxy.AffinityList) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
 // PodRanges are the ranges by which the rules tell pods from others, none if they
 // tell them by interface or not at all.
 func (p *Program) PodRanges() []netip.Prefix {

@@ -139,7 +139,7 @@ func (a *agent) ask(args ...string) (string, error) {
 	defer cancel()
 	res, err := exec.Run(ctx, exec.Spec{Path: binary, Args: append(args, "--socket="+a.socket), Netns: a.ns.Fd()})
 	if err != nil {
-		return "", err
+		return string(res.Stdout), fmt.Errorf("%w\n%s", err, res.Stdout)
 	}
 	return string(res.Stdout), nil
 }

@@ -87,6 +87,12 @@ func watchIPVS(t *testing.T, c *cluster, n *netns.NS) {
 	web, none := service(t, c, "web"), service(t, c, "none")
 	to := net.JoinHostPort(web.Spec.ClusterIP, "80")
 	eventually(t, "an answer from "+to, func() error { return reaches(n, to) })
+	eventually(t, "the rules of both families", func() error {
+		if rules := allRules(t, n, xtables.Legacy); strings.Count(rules, "-j MASQUERADE") != 2 {
+			return errors.New(rules)
+		}
+		return nil
+	})
 	nodePort := uint16(web.Spec.Ports[0].NodePort) //nolint:gosec // a port
 	before := allRules(t, n, xtables.Legacy)
 

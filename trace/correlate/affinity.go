@@ -40,6 +40,7 @@ type affinityEntry struct {
 	endpoint   netip.AddrPort
 	last       int64
 	evicted    bool
+	seeded     bool           // last is from the kernel's list, with its error
 	prev, next *affinityEntry // by use, among all
 	list       *recentList
 	up, down   *affinityEntry // by use, within the list
@@ -58,6 +59,8 @@ type affinityTable struct {
 	lists       map[listKey]*recentList
 	first, last *affinityEntry
 	max, listed int
+	// complete says that all lists of the kernel were read.
+	complete bool
 }
 
 func (t *affinityTable) init(max, listed int) {
@@ -70,7 +73,21 @@ func (t *affinityTable) seed(s AffinitySeed) {
 	k := affinityKey{s.Client.As16(), unique.Make(s.Service)}
 	if e := t.entries[k]; e == nil || e.last < s.Last.UnixNano() {
 		t.touch(k, s.Endpoint, s.Last.UnixNano())
+		t.entries[k].seeded = true
 	}
+}
+
+// seedSlack is by how much the time of a seeded entry may be wrong.
+const seedSlack = int64(time.Second)
+
+// doubtful reports whether an entry's time is not exact enough to tell whether it
+// was too old.
+func (e *affinityEntry) doubtful(now int64, timeout time.Duration) bool {
+	if e == nil || !e.seeded {
+		return false
+	}
+	d := now - e.last - int64(timeout)
+	return -seedSlack < d && d < seedSlack
 }
 
 // judge says what affinity did to a new connection, and how long ago the
@@ -112,7 +129,7 @@ func (t *affinityTable) touch(k affinityKey, endpoint netip.AddrPort, now int64)
 		t.unlink(e)
 		t.unlist(e)
 	}
-	e.endpoint, e.last, e.evicted = endpoint, now, false
+	e.endpoint, e.last, e.evicted, e.seeded = endpoint, now, false, false
 	if e.prev = t.last; e.prev != nil {
 		e.prev.next = e
 	} else {

@@ -184,5 +184,9 @@ func (c *Correlator) SeedAffinity(s AffinitySeed) {
 	c.affinity.seed(s)
 }
 
+// SeededAffinity says that all lists there are were seeded: a client that is in
+// none is new.
+func (c *Correlator) SeededAffinity() { c.affinity.complete = true }
+
 // views returns the generations of intent, newest first.
 func (c *Correlator) views() []*proxy.View { return c.decider.refresh() }

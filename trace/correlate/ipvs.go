@@ -259,8 +259,11 @@ func (c *Correlator) judgePersistence(f *trace.Flow, e *trace.Event, w *walked) 
 	if d.Affinity == trace.AffinityEvicted && d.Mode != proxy.IPTables {
 		d.Affinity = trace.AffinityReset // others keep any number of clients
 	}
-	if old == nil && d.Mode != proxy.IPVS && e.Time-c.started < timeout {
+	switch {
+	case old == nil && d.Mode != proxy.IPVS && !c.affinity.complete && e.Time-c.started < timeout:
 		d.Affinity, d.Note = "", "affinity unknown: the client may have been here before kptrace"
+	case old.doubtful(e.Time, d.AffinityTimeout) && old.endpoint == endpoint:
+		d.Affinity, d.AffinityAge, d.Note = "", 0, "affinity unknown: the client's entry was as old as the timeout, within the clocks' difference"
 	}
 	c.affinity.touch(k, endpoint, e.Time)
 }

@@ -8,6 +8,7 @@
 package explain
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -163,6 +164,23 @@ func Live(p *liverules.Program, pkt proxy.Packet) Answer {
 		a.Cases = append(a.Cases, c.Case)
 	}
 	return a
+}
+
+// AlgorithmAffinity is the Algorithm of a client that is kept with an endpoint.
+const AlgorithmAffinity = "affinity"
+
+// Held says that the packet's client is in the list of an endpoint, for which the
+// rules were walked so.
+func (a *Answer) Held(endpoint netip.AddrPort, age, timeout time.Duration) {
+	for i := range a.Cases {
+		c := &a.Cases[i]
+		if len(c.Choices) != 1 || c.Choices[0].Endpoint.Addr != endpoint || c.Algorithm == AlgorithmAffinity {
+			continue
+		}
+		c.Algorithm = AlgorithmAffinity
+		a.Notes = append(a.Notes, fmt.Sprintf("%s was sent to %s %v ago: session affinity keeps it there for another %v, and longer with each connection",
+			a.Packet.Src.Addr(), endpoint, age.Round(time.Second), (timeout-age).Round(time.Second)))
+	}
 }
 
 type caseOf struct {

@@ -82,6 +82,8 @@ func (c *Case) exclude(s *proxy.Snapshot, svc *proxy.Service, o proxy.Overlay) {
 		why := ""
 		_, out := o.Out[e.Addr]
 		switch {
+		case c.Algorithm == AlgorithmAffinity && slices.ContainsFunc(want, func(w proxy.Endpoint) bool { return w.Addr == e.Addr }):
+			why = "the client is kept with another"
 		case slices.ContainsFunc(want, func(w proxy.Endpoint) bool { return w.Addr == e.Addr }):
 			why = "the API has it as a candidate, the rules do not"
 		case out:

@@ -171,16 +171,14 @@ func (b *Backend) Blind() []string {
 		out = append(out, "connections to Services: "+s.found)
 	}
 	if b.cfg.ReadOnly {
-		out = append(out, "connections that were refused or dropped before they were tracked, time to establish and resets: this is read-only")
+		out = append(out, "connections that were refused or dropped before they were tracked, time to establish, resets, and whether affinity held: this is read-only")
 	}
 	switch s.mode {
-	case proxy.IPTables:
-		out = append(out, "whether affinity held for a client before this was started")
 	case proxy.NFTables:
 		out = append(out, "which rule decided: the rules of the nftables mode are not read, odds are what they should be")
 	case proxy.IPVS:
 		out = append(out, "the weights and schedulers of another's virtual servers: odds are what they should be")
-	case proxy.Userspace, "":
+	case proxy.IPTables, proxy.Userspace, "":
 	}
 	return out
 }

@@ -33,6 +33,14 @@ func (p *program) Walk(pkt proxy.Packet) proxy.Outcome {
 	return proxy.Outcome{}
 }
 
+// AffinityLists lists the lists of the live rules.
+func (p *program) AffinityLists() []proxy.AffinityList {
+	if p.live == nil {
+		return nil
+	}
+	return p.live.AffinityLists()
+}
+
 // Text is what we add, as iptables-restore takes it.
 func (p *program) Text() string {
 	text := ""
