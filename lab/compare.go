@@ -174,11 +174,29 @@ func (c *Comparison) WriteText(w io.Writer) error {
 			return err
 		}
 	}
-	if _, err := fmt.Fprintf(w, "\nkernel %s, %d CPUs\n", c.Kernel, c.CPUs); err != nil || c.NoSystemCalls == "" {
-		return err
-	}
-	_, err := fmt.Fprintf(w, "system calls were not counted: %s\n", c.NoSystemCalls)
+	_, err := fmt.Fprintf(w, "\nkernel %s, %d CPUs\n%s", c.Kernel, c.CPUs, c.remarks())
 	return err
+}
+
+// remarks says what does not mean what it seems to.
+func (c *Comparison) remarks() string {
+	var b strings.Builder
+	if c.NoSystemCalls != "" {
+		fmt.Fprintf(&b, "system calls were not counted: %s\n", c.NoSystemCalls)
+	}
+	for i := range c.Modes {
+		m := &c.Modes[i]
+		if m.Fault != FaultNone {
+			continue
+		}
+		if m.Retried > 0 {
+			fmt.Fprintf(&b, "%s retried %d connections with all pods well: this kernel is too busy or too slow for the first dial limit of 250 ms\n", m.Mode, m.Retried)
+		}
+		if m.Failed > 0 {
+			fmt.Fprintf(&b, "%s failed %d connections with all pods well: they took longer than the client's patience, so its figures are of an overload\n", m.Mode, m.Failed)
+		}
+	}
+	return b.String()
 }
 
 // counted prints what may not have been counted.

@@ -38,8 +38,9 @@ counted, which only root may do, outside of user namespaces and guests. Then byt
 are moved in bulk.
 
 All modes run in the same kernel. Where one of them needs the guest, because
-this kernel has no IPVS, all do; it has one CPU and slow system calls, so leave
-that mode out to compare the others at speed.`,
+this kernel has no IPVS, all do; it has one CPU and slow system calls, so there
+are fewer connections in a second, and you may want to leave that mode out to
+compare the others at speed.`,
 		Example: `  kptrace lab compare
 
   # Two modes in this kernel
@@ -103,9 +104,9 @@ func compareLab(ctx context.Context, cmd *cobra.Command, cfg lab.CompareConfig, 
 	defer stop()
 	cfg.Ready, cfg.Load = startPatience(), runLoad
 	cfg.Lab = lab.Config{SocketDir: labSockets("compare"), ProxyArgs: []string{"--iptables-flavour", f.flavour}}
-	if umlguest.Inside() { // everything takes longer there
-		cfg.Rate, cfg.Bulk = min(cfg.Rate, 60), cfg.Bulk/8
-		cfg.Connections = min(cfg.Connections, 240)
+	if umlguest.Inside() { // everything takes longer there, and more at once would only queue
+		cfg.Rate, cfg.Bulk = min(cfg.Rate, 15), cfg.Bulk/8
+		cfg.Connections = min(cfg.Connections, 120)
 	}
 	result := lab.Comparison{Kernel: kernelRelease(), CPUs: runtime.NumCPU()}
 	if err := lab.CanCountSystemCalls(); err != nil {

@@ -30,7 +30,7 @@ func Start() (_ *Counter, err error) {
 		}
 	}()
 	refused := func(what string, err error) error {
-		return fmt.Errorf("syscount: the kernel refuses %s (needs root outside of user namespaces): %w", what, err)
+		return fmt.Errorf("syscount: the kernel refuses %s (needs root outside of user namespaces, and a kernel that traces system calls): %w", what, err)
 	}
 	if c.count, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: 1}); err != nil {
 		return nil, refused("a BPF map", err)

@@ -31,7 +31,7 @@ func TestOther(*testing.T) {
 func TestCount(t *testing.T) {
 	c, err := Start()
 	if netns.Rootless() {
-		if err == nil || !strings.Contains(err.Error(), "needs root outside of user namespaces") {
+		if err == nil || !strings.Contains(err.Error(), "needs root outside of user namespaces,") {
 			t.Errorf("in a user namespace: %v", err)
 		}
 		return
