@@ -39,6 +39,9 @@ func (n *node) check(ctx context.Context, req relay.CheckRequest) (relay.CheckRe
 		return out, err
 	}
 	out.Findings = check.Run(s, req.Options)
+	if f := n.follows(); f != nil && n.cfg.Backend.Mode() != proxy.IPTables {
+		out.Notes = append(out.Notes, f.Found()+": the rules of this mode are not compared with the API")
+	}
 	return out, nil
 }
 
@@ -111,6 +114,10 @@ func (n *node) explain(ctx context.Context, req relay.ExplainRequest) ([]explain
 		o := v.Program.Walk(pkt)
 		a := explain.Outcome(&o, v.Mode, pkt)
 		a.Rules = "what the proxy of " + n.cfg.Name + " wants, in " + string(v.Mode) + " mode"
+		if f := n.follows(); f != nil {
+			a.Rules = "what a proxy of " + n.cfg.Name + " should do in " + string(v.Mode) + " mode"
+			a.Notes = append(a.Notes, f.Found()+": its rules are not read, this is what they should do")
+		}
 		return a, nil
 	}
 	if v.Mode == proxy.IPTables && !req.Desired {

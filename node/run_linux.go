@@ -52,6 +52,7 @@ type node struct {
 	findings findings
 	lately   lately
 	gap      gap
+	around   around
 	spans    spans
 	health   *health.Source
 	ports    *health.Servers

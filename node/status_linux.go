@@ -25,6 +25,7 @@ func (n *node) relayConfig() relay.Config {
 		Watching:       func(delta int) { n.tracer.watchers.Add(int64(delta)) },
 		WatchingDirect: func(delta int) { n.tracer.direct.Add(int64(delta)) },
 		Direct:         n.tracer.straight, Findings: n.lately.said,
+		Unseen:  n.unseen,
 		Explain: n.explain, Check: n.check, Collect: n.collect,
 		Trace: n.paths.ask, Record: n.record,
 		Logger: n.cfg.Logger,
@@ -57,8 +58,8 @@ func (n *node) status() relay.Status {
 	}
 	if f := n.follows(); f != nil {
 		s.FlavourReason = f.Found()
-		s.Blind = append(f.Blind(), s.Blind...)
 	}
+	s.Blind = append(n.unseen(), s.Blind...)
 	if r, ok := n.cfg.Backend.(proxy.Relay); ok {
 		s.FlavourReason += relayWords(r.RelayStats())
 	}

@@ -177,6 +177,43 @@ func TestAgentKilled(t *testing.T) {
 	}
 }
 
+// TestAgentElsewhere runs where nothing of a kube-proxy is, and somebody else's
+// marks are: follow says so, and does not leave an empty screen. So it does where a
+// mesh stands before a kube-proxy.
+func TestAgentElsewhere(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, device, rules, status, head, idle string
+	}{
+		{"Cilium", "cilium_host", "", "Services seem to be handled by Cilium (device cilium_host)", "no rules of a kube-proxy were found here", "handled-elsewhere: Cilium seems to handle Services"},
+		{"Calico", "bpfin.cali", "", "Services seem to be handled by Calico's eBPF data plane (device bpfin.cali)",
+			"not seen here: connections to Services that Calico's eBPF data plane (device bpfin.cali) translates itself", "handled-elsewhere: Calico's eBPF data plane seems to handle Services"},
+		{"mesh", "", "*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -p tcp -m tcp --dport 9 -j ISTIO_OUTPUT\n-A ISTIO_OUTPUT -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n",
+			"beside a kube-proxy in iptables mode", "", "handled-elsewhere: chains of nat (ISTIO_OUTPUT) send connections to Istio first"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.write(map[string]string{"foo.yaml": manifest("foo", 10, 8080, "", 1, 2)})
+			if c.device != "" {
+				w.run("", "ip", "link", "add", c.device, "type", "veth", "peer", "name", "other")
+			} else {
+				w.others("nft")
+				w.run(c.rules, "iptables-nft-restore", "--noflush")
+			}
+			w.agent()
+			if s := w.must("status"); !strings.Contains(s, c.status) {
+				t.Errorf("status does not say %q:\n%s", c.status, s)
+			}
+			f := w.start("kptrace", "follow", "svc/foo", "-n", "shop")
+			f.await(f.err, c.idle, 40*time.Second)
+			if !strings.Contains(f.err.String(), c.head) {
+				t.Errorf("the header does not say %q:\n%s", c.head, f.err)
+			}
+		})
+	}
+}
+
 // TestAgentReadOnly adds nothing, and shows connections all the same.
 func TestAgentReadOnly(t *testing.T) {
 	t.Parallel()
@@ -200,6 +237,9 @@ func TestAgentReadOnly(t *testing.T) {
 	_, _, talk := w.kptrace("follow", "svc/foo", "-n", "shop", "-o", "path", "--for", "1s")
 	if !strings.Contains(talk, "read-only") {
 		t.Errorf("follow -o path: %s", talk)
+	}
+	if want := "note: node1: not seen here: connections that were refused or dropped before they were tracked"; !strings.Contains(talk, want) {
+		t.Errorf("the header does not say %q: %s", want, talk)
 	}
 	c, err := relay.Dial(filepath.Join(w.dir, "run", "k.sock"))
 	if err != nil {

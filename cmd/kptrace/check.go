@@ -130,6 +130,9 @@ func (f *checkFlags) ask(cmd *cobra.Command, opts check.Options) error {
 		for _, done := range r.Fixed {
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s: written again: %s\n", r.Node, done)
 		}
+		for _, n := range r.Notes {
+			fmt.Fprintf(cmd.ErrOrStderr(), "note: %s: %s\n", r.Node, n)
+		}
 		out = append(out, r)
 	}
 	return f.print(cmd, out)

@@ -50,6 +50,8 @@ type CheckResponse struct {
 	Findings []check.Finding
 	// Fixed says what was done about it.
 	Fixed []string
+	// Notes say what could not be looked at, in sentences without full stop.
+	Notes []string
 	At    time.Time
 }
 

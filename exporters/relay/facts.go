@@ -25,6 +25,9 @@ func (s *Server) node() string {
 func (s *Server) header(req *trace.Request) (*trace.Header, error) {
 	st := s.cfg.Status()
 	h := &trace.Header{Node: s.node(), Mode: st.Mode, Version: st.Version, Blind: s.blind(&st, req)}
+	for _, u := range s.cfg.Unseen() {
+		h.Notes = append(h.Notes, "not seen here: "+u)
+	}
 	h.Since, h.FailuresSince = s.cfg.History.Since()
 	if !req.Since.IsZero() && req.Since.Before(h.Since) {
 		note := fmt.Sprintf("asked for connections since %s: all are held since %s",

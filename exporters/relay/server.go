@@ -37,6 +37,9 @@ type Config struct {
 	// them, as Watching is of all. Nil means that none are counted.
 	Direct         func() map[trace.Target]trace.Direct
 	WatchingDirect func(delta int)
+	// Unseen lists what this setup in particular cannot see, to be said at the head
+	// of every stream. Nil is nothing.
+	Unseen func() []string
 	// Findings is what the node's last check found, a sentence each, for the
 	// Services in question; it does not wait. Nil means that nobody checks.
 	Findings func(services []proxy.PortName) []string
@@ -78,6 +81,9 @@ func NewServer(cfg Config) *Server {
 	}
 	if cfg.WatchingDirect == nil {
 		cfg.WatchingDirect = func(int) {}
+	}
+	if cfg.Unseen == nil {
+		cfg.Unseen = func() []string { return nil }
 	}
 	if cfg.Findings == nil {
 		cfg.Findings = func([]proxy.PortName) []string { return nil }
