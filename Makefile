@@ -55,8 +55,8 @@ bench: deps ## every benchmark, one package after the other
 bench-sync: deps build ## syncs at 1,000 and 5,000 Services beside their floor and upstream, as root, about 12 min; QUICK=1 sees that it works
 	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go run ./test/benchsync $(if $(QUICK),-quick) $(if $(LOCK),-lock '$(LOCK)')
 
-bench-ipvs: deps build ## mode ipvs beside upstream's at 1,000 Services, in a guest (user-mode Linux), up to half an hour; QUICK=1 sees that it works
-	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go run ./test/benchsync -ipvs -limit 20m $(if $(QUICK),-quick)
+bench-ipvs: deps build ## mode ipvs beside upstream's at 50, 200 and 1,000 Services, in a guest (user-mode Linux), 10 to 60 min; QUICK=1 sees that it works
+	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go run ./test/benchsync -ipvs -limit 10m $(if $(QUICK),-quick)
 
 bench-userspace: deps build ## 5,000 relayed connections, throughput beside direct, connections per second beside iptables mode, about 2 min
 	@$(ENV) go test -tags benchuserspace -count=1 -v -run 'TestFiveThousandConnections|TestHoldHelper' -bench Throughput -benchtime 3x ./proxy/userspace | grep -vE '^(===|--- PASS|PASS)'

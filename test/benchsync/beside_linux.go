@@ -34,11 +34,41 @@ const (
 type besideResult struct {
 	cell
 	Proxy string
-	Full  float64
-	// Unfinished says that the first full sync did not end within Full.
-	Unfinished            bool
-	Endpoint, Add, Remove float64
+	Full  span
+	// The small changes: one endpoint moved, a Service added and removed.
+	Endpoint, Add, Remove span
 	Memory                int64
+}
+
+// span is a time that was measured, none for zero.
+type span struct {
+	Seconds float64
+	// More says that it was not over then.
+	More bool `json:",omitempty"`
+}
+
+func (s span) String() string {
+	switch {
+	case s.Seconds == 0:
+		return "-"
+	case s.More:
+		return fmt.Sprintf("> %.0f s", s.Seconds)
+	}
+	return show(s.Seconds)
+}
+
+// less reports whether it is known to be less than o.
+func (s span) less(o span) bool { return s.Seconds > 0 && !s.More && s.Seconds < o.Seconds }
+
+// by says what part of o it is. Of something that was not over it is at most that.
+func (s span) by(o span) string {
+	switch {
+	case s.Seconds == 0 || o.Seconds == 0 || s.More:
+		return "-"
+	case o.More:
+		return fmt.Sprintf("< %.3g", s.Seconds/o.Seconds)
+	}
+	return fmt.Sprintf("%.2g", s.Seconds/o.Seconds)
 }
 
 // binEnv says where scripts/controlplane.sh has put the programs.
@@ -75,7 +105,7 @@ func beside(ctx context.Context, c cell, o options) ([]besideResult, error) {
 			if err := b.measure(ctx); err != nil {
 				return nil, fmt.Errorf("%s, %s %s: %w", proxy, way.mode, way.flavour, err)
 			}
-			o.say("%s, mode %s: first full sync %s, one endpoint %s", proxy, cmp.Or(way.mode, "iptables"), show(r.Full), maybe(r.Endpoint))
+			o.say("%s, mode %s: one endpoint %s, Service added %s, removed %s", proxy, cmp.Or(way.mode, "iptables"), r.Endpoint, r.Add, r.Remove)
 			all = append(all, r)
 		}
 	}
@@ -105,6 +135,7 @@ type besides struct {
 	ns   *netns.NS
 	proc *exec.Process
 	said bytes.Buffer
+	at   metrics // when it came to rest last
 }
 
 func (b *besides) measure(ctx context.Context) error {
@@ -125,12 +156,14 @@ func (b *besides) measure(ctx context.Context) error {
 		return err
 	}
 	defer b.end()
-	if err := b.first(ctx); err != nil || b.Unfinished {
-		b.Memory = errless(peakOf(b.proc.PID()))
+	if err := b.first(ctx); err != nil {
 		return err
 	}
-	if err := b.small(ctx); err != nil {
-		return err
+	b.o.say("%s, mode %s: first full sync %s", b.Proxy, cmp.Or(b.Mode, "iptables"), b.Full)
+	if !b.Full.More {
+		if err := b.small(ctx); err != nil {
+			return err
+		}
 	}
 	b.Memory, err = peakOf(b.proc.PID())
 	return err
@@ -179,7 +212,7 @@ func (b *besides) end() {
 
 // first waits for the first full sync.
 func (b *besides) first(ctx context.Context) error {
-	for end := time.Now().Add(b.o.limit); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(b.o.limit); time.Now().Before(end); time.Sleep(b.o.poll()) {
 		select {
 		case <-b.proc.Done():
 			return fmt.Errorf("it ended: %w\n%s", b.proc.Wait(), b.said.String())
@@ -190,11 +223,11 @@ func (b *besides) first(ctx context.Context) error {
 			continue // not yet listening
 		}
 		if m.fulls > 0 {
-			b.Full = m.full / m.fulls
+			b.Full = span{Seconds: m.full / m.fulls}
 			return b.complete(m)
 		}
 	}
-	b.Full, b.Unfinished = b.o.limit.Seconds(), true
+	b.Full = span{b.o.limit.Seconds(), true}
 	return nil
 }
 
@@ -210,73 +243,87 @@ func (b *besides) complete(m metrics) error {
 }
 
 // small makes small changes by the API server, and says how long each took the
-// proxy.
+// proxy. After one that was not over in time there are no more.
 func (b *besides) small(ctx context.Context) error {
+	if err := b.settle(ctx); err != nil {
+		return err
+	}
 	var all [3][]float64
-	for n := range b.rounds() {
-		if err := b.objects.spareEndpoints(ctx, true); err != nil {
-			return err
-		}
-		if err := b.settle(ctx); err != nil {
-			return err
+	into := [3]*span{&b.Endpoint, &b.Add, &b.Remove}
+	rounds, changes := b.extent()
+	for n := range rounds {
+		if changes > 1 {
+			if err := b.spareEndpoints(ctx, true); err != nil {
+				return err
+			}
 		}
 		for i, do := range []func() error{
 			func() error { return b.objects.moveEndpoint(ctx, n) },
 			func() error { return b.objects.spareService(ctx, true) },
 			func() error { return b.objects.spareService(ctx, false) },
-		} {
+		}[:changes] {
 			took, err := b.syncs(ctx, do)
 			if err != nil {
 				return err
 			}
-			all[i] = append(all[i], took)
+			if took.More {
+				*into[i] = took
+				return nil
+			}
+			all[i] = append(all[i], took.Seconds)
+			*into[i] = span{Seconds: median(all[i])}
 		}
-		if err := b.objects.spareEndpoints(ctx, false); err != nil {
-			return err
+		if changes > 1 {
+			if err := b.spareEndpoints(ctx, false); err != nil {
+				return err
+			}
 		}
 	}
-	b.Endpoint, b.Add, b.Remove = median(all[0]), median(all[1]), median(all[2])
 	return nil
 }
 
-// syncs makes a change and returns how long the proxy took for it.
-func (b *besides) syncs(ctx context.Context, do func() error) (float64, error) {
-	before, err := scrape(ctx, b.ns, b.Mode)
-	if err != nil {
-		return 0, err
+// spareEndpoints has the proxy learn of endpoints that no Service has yet, or
+// forget them, and waits until it has.
+func (b *besides) spareEndpoints(ctx context.Context, there bool) error {
+	if err := b.objects.spareEndpoints(ctx, there); err != nil {
+		return err
 	}
-	if err := do(); err != nil {
-		return 0, err
-	}
-	for end := time.Now().Add(max(time.Minute, b.o.limit)); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		now, err := scrape(ctx, b.ns, b.Mode)
-		if err != nil {
-			return 0, err
-		}
-		if now.syncs() > before.syncs() {
-			if err := b.settle(ctx); err != nil {
-				return 0, err
-			}
-			if now, err = scrape(ctx, b.ns, b.Mode); err != nil {
-				return 0, err
-			}
-			return now.took() - before.took(), nil
-		}
-	}
-	return 0, errors.New("a change was not programmed in time")
+	return b.settle(ctx)
 }
 
-// settle waits until the proxy has had nothing to do for a moment.
+// syncs makes a change and returns how long the proxy took for it.
+func (b *besides) syncs(ctx context.Context, do func() error) (span, error) {
+	before := b.at
+	if err := do(); err != nil {
+		return span{}, err
+	}
+	for end := time.Now().Add(b.o.limit); time.Now().Before(end); time.Sleep(b.o.poll()) {
+		now, err := scrape(ctx, b.ns, b.Mode)
+		if err != nil {
+			return span{}, err
+		}
+		if now.syncs() > before.syncs() {
+			err := b.settle(ctx)
+			return span{Seconds: b.at.took() - before.took()}, err
+		}
+	}
+	return span{b.o.limit.Seconds(), true}, nil
+}
+
+// settle waits until the proxy has ended no sync for a time in which one would
+// end.
 func (b *besides) settle(ctx context.Context) error {
+	rest := b.rest()
 	last, since := -1.0, time.Now()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute + 10*rest); time.Now().Before(end); time.Sleep(b.o.poll()) {
 		m, err := scrape(ctx, b.ns, b.Mode)
 		if err != nil {
 			return err
 		}
+		b.at = m
 		if n := m.syncs(); n != last {
 			last, since = n, time.Now()
-		} else if time.Since(since) > 400*time.Millisecond {
+		} else if time.Since(since) > rest {
 			return nil
 		}
 	}
@@ -335,5 +382,3 @@ func peakOf(pid int) (int64, error) {
 	}
 	return 0, fmt.Errorf("process %d says nothing of its memory", pid)
 }
-
-func errless(n int64, _ error) int64 { return n }

@@ -19,16 +19,49 @@ const (
 	modeIPVS = "ipvs"
 	// guestMemory holds etcd, an API server and a proxy, in MiB.
 	guestMemory = 3072
-	// guestRounds is how often small changes are made there: upstream takes a
-	// while for each.
-	guestRounds = 3
+	// atRest is how long after a sync there is none, outside of the guest.
+	atRest = 400 * time.Millisecond
 )
 
-func (b *besides) rounds() int {
-	if b.o.guest {
-		return guestRounds
+// guestSizes are the Services of a run, one after the other, each in a guest of
+// its own.
+func guestSizes(quick bool) []int {
+	if quick {
+		return []int{50}
 	}
-	return rounds
+	return []int{50, 200, 1000}
+}
+
+// extent is how often small changes are made, and how many of them: fewer where
+// each takes the proxy minutes.
+func (b *besides) extent() (times, changes int) {
+	switch full := b.Full.Seconds; {
+	case !b.o.guest:
+		return rounds, 3
+	case full < 10:
+		return 3, 3
+	case full < 60:
+		return 1, 3
+	}
+	return 1, 1
+}
+
+// rest is how long nothing must have happened for the proxy to be at rest. In
+// mode ipvs every sync of upstream's takes as long as the first.
+func (b *besides) rest() time.Duration {
+	if !b.o.guest {
+		return atRest
+	}
+	return max(2*time.Second, time.Duration(1.2*b.Full.Seconds*float64(time.Second)))
+}
+
+// poll is how long to wait between two looks at a proxy's metrics, each of which
+// costs the one CPU of a guest some 20 ms.
+func (o *options) poll() time.Duration {
+	if o.guest {
+		return 500 * time.Millisecond
+	}
+	return 20 * time.Millisecond
 }
 
 // say tells how far it is, where that takes long.
@@ -40,58 +73,63 @@ func (o *options) say(format string, args ...any) {
 	}
 }
 
-// inGuest measures mode ipvs and prints it.
+// inGuest measures mode ipvs at growing sizes, and prints each when it is done.
 func inGuest(o options) error {
-	services := 1000
-	if o.quick {
-		services = 50
-	}
 	binary, err := filepath.Abs(o.binary)
 	if err != nil {
 		return err
 	}
-	c, err := json.Marshal(cell{Mode: modeIPVS, Services: services, Endpoints: 10})
-	if err != nil {
-		return err
-	}
-	var out bytes.Buffer
-	var about umlguest.Info
-	spec := umlguest.Spec{
-		Args:   []string{"-guest", "-beside", string(c), "-limit", o.limit.String(), "-kptrace", binary},
-		Stdout: &out, Stderr: os.Stderr, Memory: guestMemory, Booted: func(i umlguest.Info) { about = i },
-	}
-	fmt.Printf("mode ipvs at %d Services of 10 endpoints, each proxy against the same API server, all of it in one guest; this takes up to half an hour\n", services)
-	start := time.Now()
-	code, err := umlguest.Run(context.Background(), spec)
-	if err != nil {
-		return err
-	}
-	if code != 0 {
-		return fmt.Errorf("measuring in the guest ended with code %d", code)
-	}
-	var rs []besideResult
-	if err := json.NewDecoder(&out).Decode(&rs); err != nil {
-		return err
-	}
-	fmt.Printf("user-mode Linux %s, %d CPU, system calls some ten times slower than usual; small changes: the median of %d; %s in all\n\n",
-		about.Release, about.CPUs, guestRounds, time.Since(start).Round(time.Second))
-	fmt.Println("Services x endpoints  mode     proxy      full sync    one endpoint  Service added  removed    peak memory")
+	fmt.Printf("modes ipvs and iptables at Services of 10 endpoints; each proxy alone against the same API server, all of it in one guest;\n"+
+		"\"> N s\" is where a proxy was not done after the %v it is given; this takes up to an hour\n\n", o.limit)
 	missed := false
-	for i := 0; i+1 < len(rs); i += 2 {
-		theirs, ours := rs[i], rs[i+1]
-		missed = missed || rs[i].Mode == modeIPVS && (ours.Full >= theirs.Full || !theirs.Unfinished && ours.Endpoint >= theirs.Endpoint)
-		for _, r := range []*besideResult{&theirs, &ours} {
-			r.Flavour = "iptables"
-			if r.Mode == modeIPVS {
-				r.Flavour = modeIPVS
-			}
+	for i, services := range guestSizes(o.quick) {
+		start := time.Now()
+		var about umlguest.Info
+		rs, err := oneGuest(o, binary, services, &about)
+		if err != nil {
+			return fmt.Errorf("at %d Services: %w", services, err)
 		}
-		printPair(theirs, ours)
+		if i == 0 {
+			fmt.Printf("user-mode Linux %s, %d CPU; system calls and starts of programs take some ten times as long as usual\n\n", about.Release, about.CPUs)
+			printBesideHead()
+		}
+		for i := 0; i+1 < len(rs); i += 2 {
+			theirs, ours := rs[i], rs[i+1]
+			missed = missed || theirs.Mode == modeIPVS && !(ours.Full.less(theirs.Full) && (theirs.Full.More || ours.Endpoint.less(theirs.Endpoint)))
+			for _, r := range []*besideResult{&theirs, &ours} {
+				r.Flavour = "iptables"
+				if r.Mode == modeIPVS {
+					r.Flavour = modeIPVS
+				}
+			}
+			printPair(theirs, ours)
+		}
+		fmt.Fprintf(os.Stderr, "%d Services took %v; load of the machine now %s\n", services, time.Since(start).Round(time.Second), load())
 	}
 	if missed {
 		return errors.New("kptrace is not faster than upstream in both")
 	}
 	return nil
+}
+
+// oneGuest measures one size.
+func oneGuest(o options, binary string, services int, about *umlguest.Info) (rs []besideResult, err error) {
+	c, err := json.Marshal(cell{Mode: modeIPVS, Services: services, Endpoints: 10})
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	code, err := umlguest.Run(context.Background(), umlguest.Spec{
+		Args:   []string{"-guest", "-beside", string(c), "-limit", o.limit.String(), "-kptrace", binary},
+		Stdout: &out, Stderr: os.Stderr, Memory: guestMemory, Booted: func(i umlguest.Info) { *about = i },
+	})
+	if err != nil {
+		return nil, err
+	}
+	if code != 0 {
+		return nil, fmt.Errorf("measuring in the guest ended with code %d", code)
+	}
+	return rs, json.NewDecoder(&out).Decode(&rs)
 }
 
 // balanced refuses to measure a sync after which not all endpoints are in IPVS.

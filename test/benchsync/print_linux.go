@@ -49,34 +49,13 @@ func printBesideHead() {
 // printPair prints a line for each of two proxies, and ours divided by theirs.
 func printPair(theirs, ours besideResult) {
 	what := fmt.Sprintf("%d x %d", theirs.Services, theirs.Endpoints)
+	const line = "%-21s %-8s %-9s  %-11s  %-12s  %-13s  %-9s  %s\n"
 	for _, r := range []besideResult{theirs, ours} {
-		full := show(r.Full)
-		if r.Unfinished {
-			full = fmt.Sprintf("> %.0f s", r.Full)
-		}
-		fmt.Printf("%-21s %-8s %-9s  %-11s  %-12s  %-13s  %-9s  %d MiB\n", what, r.Flavour, r.Proxy, full, maybe(r.Endpoint), maybe(r.Add), maybe(r.Remove), r.Memory>>20)
+		fmt.Printf(line, what, r.Flavour, r.Proxy, r.Full, r.Endpoint, r.Add, r.Remove, fmt.Sprintf("%d MiB", r.Memory>>20))
 		what = ""
 	}
-	less := ""
-	if theirs.Unfinished {
-		less = "< "
-	}
-	fmt.Printf("%-21s %-8s %-9s  %-11s  %-12s  %-13s  %-9s  %.2f\n", "", "", "ratio", less+ratio(ours.Full, theirs.Full),
-		ratio(ours.Endpoint, theirs.Endpoint), ratio(ours.Add, theirs.Add), ratio(ours.Remove, theirs.Remove), float64(ours.Memory)/float64(theirs.Memory))
-}
-
-func maybe(seconds float64) string {
-	if seconds == 0 {
-		return "-"
-	}
-	return show(seconds)
-}
-
-func ratio(a, b float64) string {
-	if a == 0 || b == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.2f", a/b)
+	fmt.Printf(line, "", "", "ratio", ours.Full.by(theirs.Full), ours.Endpoint.by(theirs.Endpoint), ours.Add.by(theirs.Add),
+		ours.Remove.by(theirs.Remove), fmt.Sprintf("%.2f", float64(ours.Memory)/float64(theirs.Memory)))
 }
 
 // printGoals says of each goal whether it is met.
