@@ -30,6 +30,8 @@ type walking struct {
 	f     *familyProgram
 	units []*unit // that could concern the packet
 	out   proxy.Outcome
+	// picked says that IPVS has the packet behind it.
+	picked bool
 }
 
 const tcpSYN = 2
@@ -83,7 +85,8 @@ func (f *familyProgram) walkOnce(pkt proxy.Packet, u *unit, via proxy.Via) proxy
 		in.In = ""
 		before = stations("output mangle OUTPUT", "output nat OUTPUT")
 		if v == nil { // it goes out by lo and comes in again
-			before = append(before, stations("output filter OUTPUT", "postrouting mangle POSTROUTING", "input mangle INPUT", "input filter INPUT")...)
+			before = append(before, stations("output filter OUTPUT", "postrouting mangle POSTROUTING", "postrouting nat POSTROUTING",
+				"input mangle INPUT", "input filter INPUT")...)
 		}
 	}
 	leaf := f.rules.Walk(in, before, w.oracles())[0]
@@ -141,6 +144,12 @@ func (w *walking) virtual(at key) *virtual {
 // oracles answer for the sets.
 func (w *walking) oracles() xtables.Oracles {
 	return xtables.Oracles{
+		Other: func(_ *xtables.Rule, m *xtables.Match, _ *xtables.Packet) xtables.Tri {
+			if m.Name == "ipvs" {
+				return answer(w.picked)
+			}
+			return xtables.Unknown
+		},
 		Local: func(ip netip.Addr) bool { return w.f.isLocal(ip) || w.f.bound[ip] },
 		Set: func(name string, dirs []string, p *xtables.Packet) xtables.Tri {
 			s, ip6, ok := setNamed(name)
@@ -265,9 +274,10 @@ func (w *walking) choices(v *virtual, before *xtables.Leaf, fromNode bool) {
 	after := stations("output mangle OUTPUT", "output filter OUTPUT", "postrouting mangle POSTROUTING", "postrouting nat POSTROUTING")
 	hook := "input"
 	if fromNode {
-		hook, after = "output", after[1:]
+		hook = "output"
 	}
 	head := w.steps(before)
+	w.picked = true
 	for _, r := range v.reals {
 		if r.weight == 0 {
 			continue

@@ -59,7 +59,7 @@ func (b *builder) hit(h *seen) {
 		b.path.CTID, b.path.Reply = h.CTID, h.CTReply
 	}
 	if h.HasPacket && h.Packet != b.now {
-		b.moved(&h.Packet)
+		b.moved(&h.Packet, h)
 	}
 	if h.Kind == trace.HopEnd && h.base {
 		return // its policy follows
@@ -68,15 +68,19 @@ func (b *builder) hit(h *seen) {
 	if found.Rule != nil && b.j.cfg.Own(h.Table, found.Rule.Target) || h.Target != "" && b.j.cfg.Own(h.Table, h.Target) {
 		return // the way to the tracer's own chain
 	}
+	kind := h.Kind
+	if found.Rule != nil {
+		kind = trace.HopRule
+	}
 	hop := trace.Hop{
-		Kind: h.Kind, Hook: h.hook, Table: h.Table, Chain: h.Chain, Rule: h.Number, Handle: h.Handle,
+		Kind: kind, Hook: h.hook, Table: h.Table, Chain: h.Chain, Rule: h.Number, Handle: h.Handle,
 		Verdict: h.Verdict, Target: h.Target, Mark: h.Mark, Source: h.Source,
 		In: b.device(h.InDev), Out: b.device(h.OutDev), PhysIn: b.device(h.PhysIn), PhysOut: b.device(h.PhysOut),
 	}
 	if h.KernelTime {
 		hop.Time = time.Unix(0, h.Time).UTC()
 	}
-	switch h.Kind {
+	switch kind {
 	case trace.HopRule:
 		b.rule(&hop, &found)
 	case trace.HopEnd:
@@ -150,8 +154,9 @@ func (b *builder) marked(hop *trace.Hop, h *seen) {
 
 func hex(n uint32) string { return fmt.Sprintf("0x%x", n) }
 
-// moved notes how the packet differs from what was last known of it.
-func (b *builder) moved(now *trace.PacketHeader) {
+// moved notes how the packet differs from what was last known of it. next is the
+// report that tells so, nil where a device does.
+func (b *builder) moved(now *trace.PacketHeader, next *seen) {
 	before := b.now
 	b.now = *now
 	var changes []trace.Change
@@ -161,7 +166,7 @@ func (b *builder) moved(now *trace.PacketHeader) {
 	if a, c := before.Tuple.Dst(), now.Tuple.Dst(); a != c && !b.credit("dst", a, c, "dnat", "redirect") {
 		changes = append(changes, trace.Change{Field: "dst", Before: a.String(), After: c.String()})
 	}
-	if hop, ok := b.ipvs(changes); ok {
+	if hop, ok := b.ipvs(changes, next); ok {
 		b.add(hop)
 		changes = nil
 	}
@@ -184,19 +189,22 @@ func (b *builder) moved(now *trace.PacketHeader) {
 	b.known = len(b.path.Hops)
 }
 
-// ipvs recognises IPVS by where a packet changed: a request gets its endpoint
-// behind the rules of input, an answer the Service's address behind those of
-// forward. Connection tracking translates at neither.
-func (b *builder) ipvs(changes []trace.Change) (trace.Hop, bool) {
+// ipvs recognises IPVS by where a packet changed. A request gets its endpoint
+// behind the rules of input, or, if the node sends it, in those of output, which
+// it then meets from the start again. An answer gets the Service's address behind
+// the rules of forward, or in those of output if the node gives it. Connection
+// tracking translates at none of these.
+func (b *builder) ipvs(changes []trace.Change, next *seen) (trace.Hop, bool) {
 	if len(changes) != 1 {
 		return trace.Hop{}, false
 	}
 	c := changes[0]
 	hop := trace.Hop{Kind: trace.HopIPVS, Hook: b.lastHook(), Changes: changes, Source: trace.IPVS}
+	again := next != nil && next.hook == "output" && (next.Table == "raw" || next.Table == "mangle")
 	switch {
-	case c.Field == "dst" && hop.Hook == "input":
+	case c.Field == "dst" && (hop.Hook == "input" || hop.Hook == "output" && again):
 		hop.Verdict, hop.Purpose = "dnat", "IPVS sends it to "+c.After
-	case c.Field == "src" && hop.Hook == "forward":
+	case c.Field == "src" && (hop.Hook == "forward" || hop.Hook == "output" && next != nil):
 		hop.Verdict, hop.Purpose = "snat", "IPVS answers as "+c.After
 	default:
 		return trace.Hop{}, false
@@ -232,7 +240,7 @@ func (b *builder) leave(out []trace.Sighting) {
 	if len(out) > 0 {
 		seen := out[len(out)-1].Packet
 		seen.TTL, seen.TOS, seen.Len = b.now.TTL, b.now.TOS, b.now.Len
-		b.moved(&seen)
+		b.moved(&seen, nil)
 		b.path.Left = b.now.Tuple
 		return
 	}

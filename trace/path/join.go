@@ -181,7 +181,7 @@ func (j *Joiner) enter(h *trace.RuleHit, at pass, now int64) *packet {
 	if p != nil && len(p.passes) > 0 && p.passes[len(p.passes)-1] == at && h.HasHook {
 		return p // legacy tells the packet with each rule
 	}
-	if p != nil && slices.Contains(p.passes, at) {
+	if p != nil && slices.Contains(p.passes, at) && !p.again(at, h) {
 		j.finish(p, now) // an exact copy of it: the one before has left
 		p = nil
 	}
@@ -193,6 +193,12 @@ func (j *Joiner) enter(h *trace.RuleHit, at pass, now int64) *packet {
 	}
 	p.passes = append(p.passes, at)
 	return p
+}
+
+// again reports whether a packet meets the rules of output a second time, as what
+// the node sends does when IPVS has given it another destination.
+func (p *packet) again(at pass, h *trace.RuleHit) bool {
+	return at.hook == "output" && p.passes[len(p.passes)-1].hook == "output" && h.Packet.Tuple.Dst() != p.first.Tuple.Dst()
 }
 
 func (j *Joiner) begin(id trace.PacketID, now int64) *packet {

@@ -180,8 +180,12 @@ func (g *Generation) find(h *trace.RuleHit, at int) Found {
 		return Found{Note: fmt.Sprintf("a rule of table %s that iptables does not show", h.Table)}
 	}
 	f := Found{Chain: c.Rules, Program: g.Program, End: uint64(len(c.Rules) + 1), Policy: c.Policy}
-	if h.Kind != trace.HopRule {
+	switch {
+	case h.Kind == trace.HopRule:
+	case at < 0 || at >= len(c.Rules):
 		return f
+	default:
+		// So iptables-legacy reports a rule that is nothing but a verdict.
 	}
 	if at < 0 || at >= len(c.Rules) {
 		f.Note = "a rule that was changed meanwhile"
