@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/binary"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -115,5 +117,107 @@ func TestModeIPVS(t *testing.T) {
 			w.must("cleanup", "--iptables-flavour", "legacy")
 			undone()
 		})
+		t.Run("seen", func(t *testing.T) {
+			w := newWorld(t)
+			w.serve(1, 2)
+			w.write(map[string]string{"foo.yaml": manifest("foo", 10, 8080, "", 1, 2)})
+			w.synced(w.proxy("--iptables-flavour", "legacy", "--mode", "ipvs"))
+			w.ipvsPath()
+			w.ipvsStatus()
+		})
 	})
+}
+
+// ipvsPath follows the way of a connection that a real IPVS balances: the rules
+// before it, the pick as one hop, the rules behind it.
+func (w *world) ipvsPath() {
+	w.t.Helper()
+	f := w.start("kptrace", "follow", "svc/foo", "-n", "shop", "-o", "path")
+	f.await(f.err, "history since", time.Minute)
+	w.dial(1)
+	f.await(f.out, "SYN-ACK", time.Minute)
+	f.stop(syscall.SIGINT)
+	at, out := 0, f.out.String()
+	for _, want := range []string{
+		"round robin, 1 of 2", "  SYN  ", "output mangle", "| -m set --match-set KPTRACE-VIRTUAL dst,dst", "output nat", "KUBE-SERVICES",
+		"IPVS sends it to 10.0.1.", "{dst 10.96.0.10:80 → 10.0.1.", "postrouting mangle", "| -m ipvs --ipvs -j NFLOG", "postrouting nat", "MASQUERADE",
+	} {
+		i := strings.Index(out[at:], want)
+		if i < 0 {
+			w.t.Fatalf("%q does not follow in:\n%s", want, out)
+		}
+		at += i
+	}
+}
+
+// ipvsStatus looks at the virtual servers in status, and adds to one of others a
+// server that is not reached by NAT, which check must find.
+func (w *world) ipvsStatus() {
+	w.t.Helper()
+	w.dial(5)
+	eventually(w.t, time.Minute, "status shows the servers with their connections", func() bool {
+		out := w.must("status")
+		return strings.Contains(out, "1 virtual servers with 2 servers, all by NAT") &&
+			regexp.MustCompile(`10\.96\.0\.10:80/tcp +shop/foo:http.*, rr: 6 connections`).MatchString(out) &&
+			regexp.MustCompile(`10\.0\.1\.1:8080 +NAT, weight 1: .* 3 connections`).MatchString(out)
+	})
+	if code, out, talk := w.kptrace("check"); code != 0 {
+		w.t.Errorf("check of what is well: exit %d\n%s%s", code, out, talk)
+	}
+	w.ipvsOfOthers()
+	eventually(w.t, time.Minute, "status shows theirs", func() bool {
+		return strings.Contains(w.must("status"), "2 virtual servers with 4 servers, 2 not by NAT")
+	})
+	code, out, talk := w.kptrace("check")
+	for _, want := range []string{"not-nat", "10.0.0.1:443", "10.9.0.1:443 by direct routing", "10.9.0.2:443 by tunnel"} {
+		if code != 3 || !strings.Contains(out, want) {
+			w.t.Errorf("check: exit %d, %q is not in\n%s%s", code, want, out, talk)
+		}
+	}
+}
+
+// ipvsOfOthers adds a virtual server 10.0.0.1:443 with one server by direct routing
+// and one by a tunnel, as ipvsadm 1.24 would.
+func (w *world) ipvsOfOthers() {
+	w.t.Helper()
+	const (
+		set        = 64 + 1024 + 64 // IP_VS_BASE_CTL
+		add        = set + 2
+		addServer  = set + 7
+		byTunnel   = 2
+		byRouting  = 3
+		everyBit   = 1<<32 - 1
+		portInWord = 443<<8&0xffff | 443>>8 // in network order
+	)
+	le := binary.LittleEndian
+	service := make([]byte, 44) // struct ip_vs_service_user
+	le.PutUint16(service, syscall.IPPROTO_TCP)
+	copy(service[4:], []byte{10, 0, 0, 1})
+	le.PutUint16(service[8:], portInWord)
+	copy(service[16:], "rr")
+	le.PutUint32(service[40:], everyBit)
+	err := w.ns.Do(func() error {
+		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_RAW, syscall.IPPROTO_RAW)
+		if err != nil {
+			return err
+		}
+		defer syscall.Close(fd)
+		if err := syscall.SetsockoptString(fd, syscall.IPPROTO_IP, add, string(service)); err != nil {
+			return err
+		}
+		for i, method := range []uint32{byRouting, byTunnel} {
+			server := make([]byte, 24) // struct ip_vs_dest_user
+			copy(server, []byte{10, 9, 0, byte(1 + i)})
+			le.PutUint16(server[4:], portInWord)
+			le.PutUint32(server[8:], method)
+			le.PutUint32(server[12:], 1)
+			if err := syscall.SetsockoptString(fd, syscall.IPPROTO_IP, addServer, string(service)+string(server)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
 }

@@ -190,19 +190,21 @@ func (b *builder) moved(now *trace.PacketHeader, next *seen) {
 }
 
 // ipvs recognises IPVS by where a packet changed. A request gets its endpoint
-// behind the rules of input, or, if the node sends it, in those of output, which
-// it then meets from the start again. An answer gets the Service's address behind
-// the rules of forward, or in those of output if the node gives it. Connection
-// tracking translates at none of these.
+// behind the rules of input, or, if the node sends it, behind those of nat in
+// output; one that then leaves the node meets the rules of output again. An answer
+// gets the Service's address behind the rules of forward, or in output if the node
+// gives it. Connection tracking translates at none of these, but for what the node
+// sends, of which nat then sees nothing.
 func (b *builder) ipvs(changes []trace.Change, next *seen) (trace.Hop, bool) {
 	if len(changes) != 1 {
 		return trace.Hop{}, false
 	}
 	c := changes[0]
 	hop := trace.Hop{Kind: trace.HopIPVS, Hook: b.lastHook(), Changes: changes, Source: trace.IPVS}
-	again := next != nil && next.hook == "output" && (next.Table == "raw" || next.Table == "mangle")
+	sent := next != nil && next.hook == "output" && (next.Table == "raw" || next.Table == "mangle") ||
+		slices.ContainsFunc(b.path.Hops, func(h trace.Hop) bool { return h.Hook == "output" && h.Table == "nat" })
 	switch {
-	case c.Field == "dst" && (hop.Hook == "input" || hop.Hook == "output" && again):
+	case c.Field == "dst" && (hop.Hook == "input" || hop.Hook == "output" && sent):
 		hop.Verdict, hop.Purpose = "dnat", "IPVS sends it to "+c.After
 	case c.Field == "src" && (hop.Hook == "forward" || hop.Hook == "output" && next != nil):
 		hop.Verdict, hop.Purpose = "snat", "IPVS answers as "+c.After

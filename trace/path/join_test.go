@@ -230,6 +230,15 @@ func TestIPVS(t *testing.T) {
 	w.nft(2, "raw", "KPTRACE-PATH", "-j TRACE", 0, answer, 3, 0)
 	w.nft(2, "filter", "FORWARD", "policy", 0, answer, 3, 2)
 	w.nft(2, "nat", "POSTROUTING", "policy", 0, translated, 0, 2)
+	// What the node sends meets the rules of output twice, unless it stays here.
+	mine, away := header("10.96.0.10:40001", "10.96.0.10:80", 64, syn, 11, 0), header("10.96.0.10:40001", "10.1.0.3:8080", 64, syn, 11, 0)
+	w.nft(3, "raw", "OUTPUT", "policy", 0, mine, 0, 3)
+	w.nft(3, "nat", "OUTPUT", "policy", 0, mine, 0, 3)
+	w.nft(3, "raw", "OUTPUT", "policy", 0, away, 0, 3)
+	w.nft(3, "filter", "OUTPUT", "policy", 0, away, 0, 3)
+	mine, away = header("10.96.0.10:40002", "10.96.0.10:80", 64, syn, 12, 0), header("10.96.0.10:40002", "192.0.2.1:8080", 64, syn, 12, 0)
+	w.nft(4, "nat", "OUTPUT", "policy", 0, mine, 0, 3)
+	w.nft(4, "filter", "OUTPUT", "policy", 0, away, 0, 3)
 	var got []string
 	for _, j := range w.after(2 * time.Second) {
 		for _, h := range j.Path.Hops {
@@ -238,7 +247,8 @@ func TestIPVS(t *testing.T) {
 			}
 		}
 	}
-	want := []string{"input dnat 10.96.0.10:80 10.1.0.2:8080", "forward snat 10.1.0.2:8080 10.96.0.10:80"}
+	want := []string{"input dnat 10.96.0.10:80 10.1.0.2:8080", "forward snat 10.1.0.2:8080 10.96.0.10:80",
+		"output dnat 10.96.0.10:80 10.1.0.3:8080", "output dnat 10.96.0.10:80 192.0.2.1:8080"}
 	if !slices.Equal(got, want) {
 		t.Errorf("hops of IPVS: %q, want %q", got, want)
 	}
