@@ -5,9 +5,12 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kptrace/kptrace/internal/umlguest/guesttest"
 )
@@ -125,6 +128,7 @@ func TestModeIPVS(t *testing.T) {
 			w.ipvsPath()
 			w.ipvsStatus()
 		})
+		t.Run("unloaded", testUnloaded)
 	})
 }
 
@@ -220,4 +224,64 @@ func (w *world) ipvsOfOthers() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// testUnloaded takes the module ip_vs away from under a proxy. It says so, the
+// rules and sets stay, and when the module is back it all works again.
+func testUnloaded(t *testing.T) {
+	w := newWorld(t)
+	w.serve(1, 2)
+	w.write(map[string]string{"foo.yaml": manifest("foo", 10, 8080, "", 1, 2)})
+	p := w.proxy("--iptables-flavour", "legacy", "--mode", "ipvs", "--trace=false") // rules that ask for IPVS would hold it
+	works := func() bool { return strings.HasPrefix(w.visit("10.96.0.10:80"), "10.0.1.") }
+	eventually(t, time.Minute, "it works at first", works)
+	// Nobody loads it again while it is away.
+	b, err := os.ReadFile("/proc/sys/kernel/modprobe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	loader := strings.TrimSpace(string(b))
+	if err := os.Rename(loader, loader+".away"); err != nil {
+		t.Fatal(err)
+	}
+	back := sync.OnceFunc(func() {
+		if err := os.Rename(loader+".away", loader); err != nil {
+			t.Error(err)
+		}
+	})
+	defer back()
+	eventually(t, time.Minute, "ip_vs is unloaded", func() bool {
+		_ = w.ns.Do(func() error { return ipvsFlush() }) // no module, no need
+		list, left := readFile(t, "/proc/modules"), false
+		for line := range strings.Lines(list) {
+			if name, _, _ := strings.Cut(line, " "); name == "xt_ipvs" || strings.HasPrefix(name, "ip_vs") {
+				left = true
+				_ = unix.DeleteModule(name, unix.O_NONBLOCK) // those that others use go later
+			}
+		}
+		return !left
+	})
+	p.await(p.err, "the kernel has no IPVS: load the module ip_vs", time.Minute)
+	if rules, sets := w.run("", "iptables-legacy-save"), w.run("", "ipset", "list"); !strings.Contains(rules, "KUBE-SERVICES") || !strings.Contains(sets, "10.96.0.10,tcp:80") {
+		t.Errorf("the rest is not intact:\n%s\n%s", rules, sets)
+	}
+	back()
+	eventually(t, time.Minute, "it works again", works)
+	if w.setting("net/ipv4/vs/conntrack") != "1" {
+		t.Error("the sysctls of IPVS are not set again")
+	}
+	if code := p.stop(syscall.SIGTERM); code != 0 {
+		t.Errorf("it ended with %d:\n%s", code, p.err)
+	}
+}
+
+// ipvsFlush removes all virtual servers of the calling thread's namespace.
+func ipvsFlush() error {
+	const flush = 64 + 1024 + 64 + 5 // IP_VS_SO_SET_FLUSH
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_RAW, syscall.IPPROTO_RAW)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	return syscall.SetsockoptString(fd, syscall.IPPROTO_IP, flush, "")
 }

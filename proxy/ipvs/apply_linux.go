@@ -62,7 +62,7 @@ type applying struct {
 
 func (a *applying) run(ctx context.Context) error {
 	h := a.b.applied
-	if h == nil {
+	if before := h; h == nil || a.b.doubt {
 		a.rep.Full = true
 		h = newHeld()
 		names, err := a.k.readSets(h)
@@ -75,7 +75,10 @@ func (a *applying) run(ctx context.Context) error {
 		if err := a.b.readServers(a.k, h, a.b.cfg.TakeOver); err != nil {
 			return err
 		}
-		if err := a.k.ensureSets(a.families(), names, a.b.cfg.MaxElements); err != nil {
+		if before != nil {
+			h.remember(before)
+		}
+		if err := a.k.ensureSets(a.b.withFamilies(), names, a.b.cfg.MaxElements); err != nil {
 			return err
 		}
 	}
@@ -102,19 +105,18 @@ func (a *applying) run(ctx context.Context) error {
 		}
 	}
 	if a.rep.Full {
-		if err := a.b.timeouts(a.k); err != nil {
+		if err := errors.Join(a.b.timeouts(a.k), keepSysctls()); err != nil {
 			return err
 		}
 	}
-	if len(a.failed) == 0 && len(a.others) == 0 {
-		a.b.applied = h
-	}
+	a.b.applied, a.b.doubt = h, len(a.failed) > 0 || len(a.others) > 0
 	return nil
 }
 
-func (a *applying) families() []bool {
+// withFamilies lists the families that are programmed: false is IPv4.
+func (b *Backend) withFamilies() []bool {
 	var out []bool
-	for i := range a.b.runners {
+	for i := range b.runners {
 		out = append(out, i == 1)
 	}
 	return out

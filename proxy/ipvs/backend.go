@@ -24,6 +24,9 @@ type Backend struct {
 	runners []*xtables.Runner
 	// applied is what the kernel is known to hold, nil if nothing is known.
 	applied *held
+	// doubt says that the kernel refused something, or that others may have
+	// changed something: the next Apply reads everything.
+	doubt bool
 	// last is what was applied last.
 	last *program
 
@@ -55,7 +58,7 @@ func (b *Backend) Mode() proxy.Mode { return proxy.IPVS }
 func (b *Backend) Forget() {
 	b.apply.Lock()
 	defer b.apply.Unlock()
-	b.applied = nil
+	b.doubt = true
 }
 
 // DriftStats may be called at any time.

@@ -38,7 +38,8 @@ const (
 	destLower   = 6
 	destFamily  = 11
 
-	forwardNAT = 0 // IP_VS_CONN_F_MASQ
+	forwardNAT  = 0 // IP_VS_CONN_F_MASQ
+	forwardMask = 7 // IP_VS_CONN_F_FWD_MASK
 )
 
 // Commands and attributes of ipset (linux/netfilter/ipset/ip_set.h).

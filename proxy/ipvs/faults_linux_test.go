@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/internal/exec"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/proxytest"
 )
@@ -61,6 +62,17 @@ func TestNoSuchScheduler(t *testing.T) {
 		if got := servers(t, w); len(got) != 2 || got["10.96.0.11:80/tcp"] != "rr a" || got["10.96.0.12:80/tcp"] != "rr b" {
 			t.Errorf("got %v", got)
 		}
+	}
+	// Endpoints of others go all the same, and those that leave are let go.
+	moved := proxytest.Services(`
+		t/bad   tcp 10.96.0.10:80 a:8080
+		t/good  tcp 10.96.0.11:80 b:8080
+		t/other tcp 10.96.0.12:80 b:8080`)
+	moved.Services[0].Scheduler = "nosuch"
+	refusedApply(t, b, moved)
+	w.Must(b.Drain())
+	if got := servers(t, w)["10.96.0.11:80/tcp"]; got != "rr b" {
+		t.Errorf("while another Service is refused: %q", got)
 	}
 	snap.Services[0].Scheduler = "wlc"
 	mustApply(t, b, snap, proxy.Overlay{})
@@ -154,6 +166,41 @@ func TestBehindOurBack(t *testing.T) {
 	if r := w.From(proxytest.FromPod, conntrack.TCP, netip.MustParseAddrPort("10.96.0.11:80"), 5*time.Second); r.Err != nil {
 		t.Errorf("repaired: %v", r.Err)
 	}
+
+	// So it sees real servers and members of sets that are gone or too many.
+	b.Forget()
+	mustApply(t, b, snap, proxy.Overlay{})
+	sees := func(what string) {
+		t.Helper()
+		w.Must(b.withKernel(func(k *kernel) error {
+			got, err := b.missing(k, b.applied)
+			if got != what {
+				t.Errorf("saw %q, want %q", got, what)
+			}
+			return err
+		}))
+		b.Forget()
+		mustApply(t, b, snap, proxy.Overlay{})
+	}
+	sees("")
+	inKernel(t, w, func(h *mobyipvs.Handle) {
+		w.Must(h.DelDestination(key{netip.MustParseAddrPort("10.96.0.11:80"), conntrack.TCP}.service(),
+			&mobyipvs.Destination{Address: net.IPv4(10, 244, 1, 2).To4(), Port: 8080, AddressFamily: afInet}))
+	})
+	sees("virtual server 10.96.0.11:80/tcp has 1 real servers of weight 1 in all, not 2 of 2")
+	for _, c := range []struct{ args, what string }{
+		{"del KUBE-CLUSTER-IP 10.96.0.11,tcp:80", "the set KUBE-CLUSTER-IP has 1 members, not 2"},
+		{"add KUBE-LOOP-BACK 10.244.1.2,tcp:8080,10.244.1.9", "the set KUBE-LOOP-BACK has 3 members, not 2"},
+		{"add KUBE-NODE-PORT-TCP 30999", "the set KUBE-NODE-PORT-TCP has 1 members, not 0"},
+		{"flush KUBE-6-CLUSTER-IP", ""}, // nothing was in it
+		{"flush KUBE-IPVS-IPS", "the set KUBE-IPVS-IPS has 0 members, not 2"},
+		{"destroy KPTRACE-REAL", "the set KPTRACE-REAL is gone"}, // no rule uses it where nobody traces
+	} {
+		_, err := exec.Run(t.Context(), exec.Spec{Path: "ipset", Args: strings.Fields(c.args), Netns: w.Node.Fd()})
+		w.Must(err)
+		sees(c.what)
+	}
+	sees("")
 }
 
 // A device or a set of our name that is something else is left alone.

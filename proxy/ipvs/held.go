@@ -48,6 +48,21 @@ func newHeld() *held {
 	return &held{virtuals: map[key]*heldVirtual{}, entries: map[entry]*mark{}, bound: map[netip.Addr]*mark{}}
 }
 
+// remember takes over since when real servers leave.
+func (h *held) remember(before *held) {
+	for at, v := range h.virtuals {
+		old := before.virtuals[at]
+		if old == nil {
+			continue
+		}
+		for addr, r := range v.reals {
+			if was := old.reals[addr]; was != nil && r.weight == 0 && !was.leaving.IsZero() {
+				r.leaving = was.leaving
+			}
+		}
+	}
+}
+
 // opKind is what is written.
 type opKind uint8
 

@@ -269,25 +269,20 @@ func LocalAddrs() []netip.Addr {
 // readServers reads all virtual servers with their real servers; takeOver makes
 // all of them ours.
 func (b *Backend) readServers(k *kernel, h *held, takeOver bool) error {
-	services, err := k.ipvs.GetServices()
+	services, err := k.virtualServers()
 	if err != nil {
-		return fmt.Errorf("reading virtual servers: %w", err)
+		return err
 	}
 	node := map[netip.Addr]bool{}
 	for _, ip := range proxy.InterfaceAddrs() {
 		node[ip] = true
 	}
 	for _, s := range services {
-		proto := protoOf(s.Protocol)
-		if s.FWMark != 0 || proto == 0 {
+		at := s.key
+		if at == (key{}) {
 			continue // not the kind that we make
 		}
-		at := key{netip.AddrPortFrom(addrOf(s.Address), s.Port), proto}
-		v := &heldVirtual{key: at, reals: map[netip.AddrPort]*heldReal{},
-			settings: settings{scheduler: s.SchedName, flags: s.Flags & flagsOurs}}
-		if v.flags&flagPersistent != 0 {
-			v.timeout = s.Timeout
-		}
+		v := &heldVirtual{key: at, reals: map[netip.AddrPort]*heldReal{}, settings: s.settings}
 		v.foreign = !takeOver && !h.owns(at, func(ip netip.Addr) bool { return node[ip] })
 		for _, p := range b.cfg.ExcludeCIDRs {
 			v.spared = v.spared || p.Contains(at.addr.Addr())
@@ -296,26 +291,17 @@ func (b *Backend) readServers(k *kernel, h *held, takeOver bool) error {
 		if v.foreign {
 			continue
 		}
-		if err := k.readReals(s, v); err != nil {
+		list, err := k.realServers(at)
+		if err != nil {
 			return err
 		}
-		for _, r := range v.reals {
+		for _, r := range list {
+			real := &heldReal{weight: r.weight, other: r.forward != forwardNAT}
 			if r.weight == 0 { // it was on its way out, or out for a time
-				r.leaving = b.until()
+				real.leaving = b.until()
 			}
+			v.reals[r.addr] = real
 		}
-	}
-	return nil
-}
-
-func (k *kernel) readReals(s *mobyipvs.Service, v *heldVirtual) error {
-	list, err := k.ipvs.GetDestinations(s)
-	if err != nil {
-		return fmt.Errorf("reading the real servers of %s: %w", v.key, err)
-	}
-	for _, d := range list {
-		addr := netip.AddrPortFrom(addrOf(d.Address), d.Port)
-		v.reals[addr] = &heldReal{weight: uint32(d.Weight), other: d.ConnectionFlags&mobyipvs.ConnectionFlagFwdMask != forwardNAT} //nolint:gosec // as the kernel has it
 	}
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"strings"
 	"time"
 
 	mobyipvs "github.com/moby/ipvs"
@@ -130,12 +132,12 @@ func (b *Backend) probe() error {
 // probeScheduler makes a virtual server with our scheduler, unless there is one,
 // and looks for it: libraries report no error where ip_vs is absent.
 func (b *Backend) probeScheduler(k *kernel) error {
-	services, err := k.ipvs.GetServices()
+	services, err := k.virtualServers()
 	if err != nil {
 		return fmt.Errorf("asking IPVS: %w", permission(err))
 	}
 	for _, s := range services {
-		if s.SchedName == b.scheduler.Name {
+		if s.scheduler == b.scheduler.Name {
 			return nil
 		}
 	}
@@ -213,6 +215,24 @@ func (b *Backend) timeouts(k *kernel) error {
 	}
 	if err := k.ipvs.SetConfig(&c); err != nil {
 		return fmt.Errorf("setting IPVS's timeouts: %w", err)
+	}
+	return nil
+}
+
+// keepSysctls sets those of IPVS itself again, which go with the module.
+func keepSysctls() error {
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return fmt.Errorf("asking for the kernel's release: %w", err)
+	}
+	for _, s := range Sysctls(false, string(release)) {
+		path := "/proc/sys/" + s.Name
+		if now, err := os.ReadFile(path); !strings.Contains(s.Name, "/vs/") || err == nil && strings.TrimSpace(string(now)) == s.Value {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(s.Value), 0); err != nil {
+			return fmt.Errorf("setting what IPVS needs: %w", err)
+		}
 	}
 	return nil
 }

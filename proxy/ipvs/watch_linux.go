@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 )
@@ -30,8 +28,8 @@ const (
 )
 
 // Watch removes real servers that are done with (see Config.GracePeriod), and
-// looks whether others changed virtual servers, addresses or rules of ours, or
-// the node's addresses changed, which serve node ports.
+// looks whether others changed virtual servers, addresses, sets or rules of ours,
+// or the node's addresses changed, which serve node ports.
 func (b *Backend) Watch(ctx context.Context, changed func(proxy.Drift)) error {
 	tick := time.NewTicker(drainEvery)
 	defer tick.Stop()
@@ -145,21 +143,15 @@ func (w *watching) look(ctx context.Context) (proxy.Drift, error) {
 	return d, nil
 }
 
-// missing says what virtual servers or addresses of ours others changed.
+// missing says what virtual servers, addresses or sets of ours others changed.
 func (b *Backend) missing(k *kernel, h *held) (string, error) {
-	services, err := k.ipvs.GetServices()
+	services, err := k.virtualServers()
 	if err != nil {
 		return "", err
 	}
 	there := make(map[key]settings, len(services))
 	for _, s := range services {
-		set := settings{scheduler: s.SchedName, flags: s.Flags & flagsOurs}
-		if set.flags&flagPersistent != 0 {
-			set.timeout = s.Timeout
-		}
-		if s.FWMark == 0 {
-			there[key{netip.AddrPortFrom(addrOf(s.Address), s.Port), protoOf(s.Protocol)}] = set
-		}
+		there[s.key] = s.settings
 	}
 	for at, v := range h.virtuals {
 		set, ok := there[at]
@@ -180,7 +172,10 @@ func (b *Backend) missing(k *kernel, h *held) (string, error) {
 			return ip.String() + " is gone from " + Device, nil
 		}
 	}
-	return "", nil
+	if what, err := otherServers(h); what != "" || err != nil {
+		return what, err
+	}
+	return otherSets(h, b.withFamilies())
 }
 
 // Drain removes the real servers that leave and have no connections any more, or
@@ -228,16 +223,13 @@ func (b *Backend) Drain() error {
 func (k *kernel) drained(leavers []*heldVirtual, now time.Time) ([]op, error) {
 	var ops []op
 	for _, v := range leavers {
-		list, err := k.ipvs.GetDestinations(v.key.service())
-		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
-			list, err = nil, nil
-		}
+		list, err := k.realServers(v.key)
 		if err != nil {
-			return nil, fmt.Errorf("reading the real servers of %s: %w", v.key, err)
+			return nil, err
 		}
 		busy := map[netip.AddrPort]bool{}
-		for _, d := range list {
-			busy[netip.AddrPortFrom(addrOf(d.Address), d.Port)] = d.ActiveConnections+d.InactiveConnections > 0
+		for _, r := range list {
+			busy[r.addr] = r.busy
 		}
 		left := 0
 		for addr, r := range v.reals {

@@ -19,8 +19,6 @@ const (
 	modeIPVS = "ipvs"
 	// guestMemory holds etcd, an API server and a proxy, in MiB.
 	guestMemory = 3072
-	// atRest is how long after a sync there is none, outside of the guest.
-	atRest = 400 * time.Millisecond
 )
 
 // guestSizes are the Services of a run, one after the other, each in a guest of
@@ -46,13 +44,12 @@ func (b *besides) extent() (times, changes int) {
 	return 1, 1
 }
 
-// rest is how long nothing must have happened for the proxy to be at rest. In
-// mode ipvs every sync of upstream's takes as long as the first.
-func (b *besides) rest() time.Duration {
-	if !b.o.guest {
-		return atRest
+// rest is how long nothing must have happened for the proxy to be at rest.
+func (o *options) rest() time.Duration {
+	if o.guest {
+		return 2 * time.Second
 	}
-	return max(2*time.Second, time.Duration(1.2*b.Full.Seconds*float64(time.Second)))
+	return 400 * time.Millisecond
 }
 
 // poll is how long to wait between two looks at a proxy's metrics, each of which
@@ -80,7 +77,7 @@ func inGuest(o options) error {
 		return err
 	}
 	fmt.Printf("modes ipvs and iptables at Services of 10 endpoints; each proxy alone against the same API server, all of it in one guest;\n"+
-		"\"> N s\" is where a proxy was not done after the %v it is given; this takes up to an hour\n\n", o.limit)
+		"\"> N s\" is where a proxy was not done after the %v it is given; no periodic syncs (--ipvs-sync-period=24h); this takes up to an hour\n\n", o.limit)
 	missed := false
 	for i, services := range guestSizes(o.quick) {
 		start := time.Now()
