@@ -305,3 +305,50 @@ func TestNodeLocal(t *testing.T) {
 		t.Errorf("check: exit %d: %s", code, out)
 	}
 }
+
+// TestMarks has another program use marks of packets and connections, as CNIs do:
+// bits of its own change nothing, and the bit by which a kube-proxy masquerades is
+// noticed, by its effect and by a check that names the owner.
+func TestMarks(t *testing.T) {
+	t.Parallel()
+	for _, flavour := range []string{"nft", "legacy"} {
+		t.Run(flavour, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.write(map[string]string{"foo.yaml": manifest("foo", 10, 8080, "", 1)})
+			w.serve(1)
+			w.run("", "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+			mangle := func(rules string) {
+				w.run("*mangle\n:cali-OUTPUT - [0:0]\n"+rules+"COMMIT\n", "iptables-"+flavour+"-restore", "--noflush")
+			}
+			mangle(`-A OUTPUT -j cali-OUTPUT
+-A cali-OUTPUT -j MARK --set-xmark 0x10000/0xf0000
+-A cali-OUTPUT -j CONNMARK --save-mark --nfmask 0xf0000 --ctmask 0xf0000
+-A POSTROUTING -j CONNMARK --restore-mark --nfmask 0xf0000 --ctmask 0xf0000
+`)
+			before := save(t, w.ns, flavour)
+			w.synced(w.proxy("--cluster-cidr", "10.0.0.0/8", "--iptables-flavour", flavour))
+			w.visit("10.96.0.10")
+			w.shown("a connection as ever", func(f *text.FlowJSON) bool {
+				return f.Service.Name == "foo" && f.Outcome == "closed" && f.Decision.Masquerade == "no"
+			})
+			if code, out, _ := w.kptrace("check"); code != 0 || out != "" {
+				t.Errorf("check: exit %d: %s", code, out)
+			}
+			for _, line := range strings.Split(before, "\n") {
+				if !strings.Contains(save(t, w.ns, flavour), line) {
+					t.Errorf("the proxy took away %q", line)
+				}
+			}
+			mangle("-A cali-OUTPUT -j MARK --set-xmark 0x4000/0x4000\n")
+			w.visit("10.96.0.10")
+			w.shown("a connection masqueraded for its mark", func(f *text.FlowJSON) bool {
+				return f.Service.Name == "foo" && f.Outcome == "closed" && f.Decision.Masquerade == "marked"
+			})
+			code, out, _ := w.kptrace("check")
+			if code != 0 || !strings.Contains(out, "mark-overlap") || !strings.Contains(out, "(Calico) sets the bit 0x4000") {
+				t.Errorf("check: exit %d: %s", code, out)
+			}
+		})
+	}
+}

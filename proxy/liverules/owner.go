@@ -31,6 +31,19 @@ var owners = []struct{ prefix, owner string }{
 	{"FWDI_", "firewalld"}, {"FWDO_", "firewalld"}, {"FWD_", "firewalld"}, {"IN_", "firewalld"}, {"OUT_", "firewalld"},
 }
 
+// PolicyOwner tells who is known to set the policy of a built-in chain of filter, by
+// what else he has there; empty where nobody is.
+func PolicyOwner(rs *xtables.Ruleset, chain string) string {
+	for _, o := range []struct{ chain, owner string }{
+		{"ufw-before-forward", "ufw"}, {"ufw6-before-forward", "ufw"}, {"DOCKER", "Docker"}, {"DOCKER-USER", "Docker"},
+	} {
+		if rs.Chain("filter", o.chain) != nil && (chain == "FORWARD" || o.owner == "ufw") {
+			return o.owner
+		}
+	}
+	return ""
+}
+
 // Owner tells by whose hand a rule in a chain is, empty where neither the
 // chain's name, nor where the rule leads, nor its comment says so. A nil rule
 // asks for the chain itself.

@@ -160,6 +160,7 @@ func TestFindings(t *testing.T) {
 			s.Dumps = append(s.Dumps, d...)
 		}},
 		{"docker", "forward-dropped", "policy DROP of FORWARD", foreign("*filter\n:FORWARD DROP [0:0]\nCOMMIT\n")},
+		{"docker by name", "forward-dropped", "policy DROP of FORWARD (Docker)", foreign("*filter\n:FORWARD DROP [0:0]\n:DOCKER-USER - [0:0]\n-A FORWARD -i docker0 -j DOCKER-USER\nCOMMIT\n")},
 		{"firewalld", "forward-dropped", "firewalld", foreign("*filter\n:FWDI_public - [0:0]\n-A FORWARD -j FWDI_public\n-A FWDI_public -j REJECT --reject-with icmp-host-prohibited\nCOMMIT\n")},
 		{"policy chain", "foreign-drop", "NetworkPolicy (Calico)", foreign("*filter\n:cali-tw-x - [0:0]\n-A FORWARD -m set --match-set cali40 dst -j cali-tw-x\n-A cali-tw-x -j DROP\nCOMMIT\n")},
 		{"hostPort", "nodeport-shadowed", "Docker", foreign("*nat\n:DOCKER - [0:0]\n-I PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n-A DOCKER -p tcp -m tcp --dport 30080 -j DNAT --to-destination 172.17.0.2:80\nCOMMIT\n")},

@@ -299,7 +299,10 @@ func (c *checker) dropped(s *liverules.Service, f *liverules.Front, ways []liver
 		switch {
 		case all && policy:
 			g = c.once("forward-dropped", where, "let service traffic pass: iptables -P FORWARD ACCEPT, or a rule that accepts the pod network (Docker sets the policy to DROP when it starts)",
-				"the policy DROP of %s drops packets on their way to endpoints of %s and others", last.Chain, s.Name)
+				"the policy DROP of %s%s drops packets on their way to endpoints of %s and others", last.Chain, of(c.policyOwner(last.Chain, s.IP6)), s.Name)
+			if g != nil {
+				g.Owner = c.policyOwner(last.Chain, s.IP6)
+			}
 		case all:
 			g = c.add("forward-dropped", s.Name.String(), "", "rule %d of %s%s drops packets to %s on their way to %s", last.Index, where, of(owner), f, choice.Endpoint)
 		case policy:
@@ -311,6 +314,16 @@ func (c *checker) dropped(s *liverules.Service, f *liverules.Front, ways []liver
 			g.Owner, g.Evidence = owner, []string{last.Rule.Line(last.Chain)}
 		}
 	}
+}
+
+// policyOwner tells who set the policy of a chain of filter, if that is known.
+func (c *checker) policyOwner(chain string, ip6 bool) string {
+	for _, d := range c.picked {
+		if (d.Family == xtables.IPv6) == ip6 {
+			return liverules.PolicyOwner(d.Rules, chain)
+		}
+	}
+	return ""
 }
 
 // once adds a finding unless there is one of the same code and object.
