@@ -95,9 +95,9 @@ func ParseFlowID(s string) (FlowID, error) {
 type Peer struct {
 	Addr netip.AddrPort
 	// Namespace and Pod name the pod, Node the node it runs on (or, without a
-	// Pod, the node whose address this is), Workload the pod's owner. Empty
-	// where unknown.
-	Namespace, Pod, Node, Workload string
+	// Pod, the node whose address this is), Workload the pod's owner, Zone the
+	// topology zone it is in. Empty where unknown.
+	Namespace, Pod, Node, Workload, Zone string
 }
 
 // ServiceRef is the Service port a client dialled, and how.

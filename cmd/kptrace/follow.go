@@ -130,7 +130,7 @@ Exit codes: 0, 1 for an error, 2 for wrong usage.`,
 	flags.StringVarP(&f.output, "output", "o", string(text.Line), "line, wide, path (rule by rule), json (one document) or jsonl (one object a line)")
 	flags.StringVar(&f.packets, "packets", "", "trace rule by rule this many packets of each direction, or all (needs --for); 1 with -o path")
 	flags.BoolVar(&f.summary, "summary", false, "count connections of the history instead of listing them, and end")
-	flags.StringSliceVar(&f.by, "by", []string{"backend", "reason"}, "what --summary counts by: backend, node, client, client-node, service, reason, outcome")
+	flags.StringSliceVar(&f.by, "by", []string{"backend", "reason"}, "what --summary counts by: backend, node, client, client-node, zone, service, reason, outcome")
 	flags.BoolVar(&f.noHeader, "no-header", false, "leave out scope and titles")
 	addSocketFlag(cmd, &f.sockets)
 	completeFrom(cmd, "outcome", outcomeWords())

@@ -73,13 +73,13 @@ func portNameFromPB(n *PortName) proxy.PortName {
 }
 
 func peerToPB(p *trace.Peer) *Peer {
-	return &Peer{Addr: addrPortToPB(p.Addr), Namespace: p.Namespace, Pod: p.Pod, Node: p.Node, Workload: p.Workload}
+	return &Peer{Addr: addrPortToPB(p.Addr), Namespace: p.Namespace, Pod: p.Pod, Node: p.Node, Workload: p.Workload, Zone: p.Zone}
 }
 
 func peerFromPB(p *Peer) trace.Peer {
 	return trace.Peer{
 		Addr: addrPortFromPB(p.GetAddr()), Namespace: p.GetNamespace(), Pod: p.GetPod(),
-		Node: p.GetNode(), Workload: p.GetWorkload(),
+		Node: p.GetNode(), Workload: p.GetWorkload(), Zone: p.GetZone(),
 	}
 }
 

@@ -1539,6 +1539,7 @@ type Peer struct {
 	Pod           string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
 	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
 	Workload      string                 `protobuf:"bytes,5,opt,name=workload,proto3" json:"workload,omitempty"`
+	Zone          string                 `protobuf:"bytes,6,opt,name=zone,proto3" json:"zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1604,6 +1605,13 @@ func (x *Peer) GetNode() string {
 func (x *Peer) GetWorkload() string {
 	if x != nil {
 		return x.Workload
+	}
+	return ""
+}
+
+func (x *Peer) GetZone() string {
+	if x != nil {
+		return x.Zone
 	}
 	return ""
 }
@@ -4198,13 +4206,14 @@ const file_relay_proto_rawDesc = "" +
 	"\x03dst\x18\x03 \x01(\v2\x14.kptrace.v1.AddrPortR\x03dst\":\n" +
 	"\bCounters\x12\x18\n" +
 	"\apackets\x18\x01 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\x90\x01\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xa4\x01\n" +
 	"\x04Peer\x12(\n" +
 	"\x04addr\x18\x01 \x01(\v2\x14.kptrace.v1.AddrPortR\x04addr\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x10\n" +
 	"\x03pod\x18\x03 \x01(\tR\x03pod\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\tR\x04node\x12\x1a\n" +
-	"\bworkload\x18\x05 \x01(\tR\bworkload\"r\n" +
+	"\bworkload\x18\x05 \x01(\tR\bworkload\x12\x12\n" +
+	"\x04zone\x18\x06 \x01(\tR\x04zone\"r\n" +
 	"\n" +
 	"ServiceRef\x12(\n" +
 	"\x04name\x18\x01 \x01(\v2\x14.kptrace.v1.PortNameR\x04name\x12(\n" +

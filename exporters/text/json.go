@@ -59,6 +59,7 @@ type PeerJSON struct {
 	Pod       string `json:"pod,omitempty"`
 	Node      string `json:"node,omitempty"`
 	Workload  string `json:"workload,omitempty"`
+	Zone      string `json:"zone,omitempty"`
 }
 
 // ServiceJSON is the Service port dialled.
@@ -223,7 +224,7 @@ func ToJSON(f *trace.Flow) FlowJSON {
 
 func peerJSON(p *trace.Peer) PeerJSON {
 	return PeerJSON{
-		IP: addr(p.Addr), Port: p.Addr.Port(), Namespace: p.Namespace, Pod: p.Pod, Node: p.Node, Workload: p.Workload,
+		IP: addr(p.Addr), Port: p.Addr.Port(), Namespace: p.Namespace, Pod: p.Pod, Node: p.Node, Workload: p.Workload, Zone: p.Zone,
 	}
 }
 

@@ -232,6 +232,7 @@ func (d *decider) backend(v *proxy.View, service proxy.PortName, endpoint netip.
 			if e.Node != "" {
 				p.Node = e.Node
 			}
+			p.Zone = e.Zone
 			break
 		}
 	}

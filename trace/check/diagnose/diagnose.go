@@ -61,13 +61,14 @@ const (
 	Node       By = "node"
 	Client     By = "client"
 	ClientNode By = "client-node"
+	Zone       By = "zone"
 	Service    By = "service"
 	Reason     By = "reason"
 	Outcome    By = "outcome"
 )
 
 // Bys lists them.
-func Bys() []By { return []By{Backend, Node, Client, ClientNode, Service, Reason, Outcome} }
+func Bys() []By { return []By{Backend, Node, Client, ClientNode, Zone, Service, Reason, Outcome} }
 
 // Value returns a flow's value, empty if it has none.
 func (b By) Value(f *trace.Flow) string {
@@ -85,6 +86,8 @@ func (b By) Value(f *trace.Flow) string {
 		}
 	case ClientNode:
 		return f.Client.Node
+	case Zone:
+		return f.Backend.Zone
 	case Service:
 		return f.Service.Name.String()
 	case Reason:
@@ -154,7 +157,7 @@ func Diagnose(flows []*trace.Flow, findings []check.Finding) Report {
 func common(reason trace.Reason, group, good []*trace.Flow, failed int) Finding {
 	out := Finding{Failures: len(group), Of: failed, Reason: reason, GoodElse: len(good)}
 	best := 0.0
-	for _, by := range []By{Backend, Client, Node, ClientNode} {
+	for _, by := range []By{Backend, Client, Node, Zone, ClientNode} {
 		counts := make(map[string]int)
 		for _, f := range group {
 			counts[by.Value(f)]++
@@ -223,6 +226,8 @@ func sentence(x *Finding, one *trace.Flow) string {
 		b.WriteString(", ")
 	case Node:
 		fmt.Fprintf(&b, "endpoints on %s, ", x.Value)
+	case Zone:
+		fmt.Fprintf(&b, "endpoints in zone %s, ", x.Value)
 	case Client:
 		fmt.Fprintf(&b, "client %s, ", x.Value)
 	case ClientNode:
