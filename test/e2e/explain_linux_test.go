@@ -8,10 +8,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/kptrace/kptrace/internal/controlplane"
+	"github.com/kptrace/kptrace/internal/exec"
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/iptables"
@@ -74,6 +76,32 @@ func TestExplainUpstream(t *testing.T) {
 			sameWalks(t, snap, live)
 			taken(t, fl, state)
 		})
+	}
+}
+
+// TestExplainUpstreamNFTables reads what upstream kube-proxy writes in nftables mode
+// for the whole fixture: every Service is found with odds that add up to 1, and a walk
+// through the live rules ends where our own mode's does.
+func TestExplainUpstreamNFTables(t *testing.T) {
+	t.Parallel()
+	c := start(t, controlplane.Config{ServiceRange: "10.96.0.0/16,fd00:96::/112", RBAC: true})
+	fixture().create(t, c.client)
+	ns := newNode(t, c)
+	startUpstream(t, c, ns, xtables.NFT, "--proxy-mode=nftables", "--cluster-cidr="+clusterCIDR)
+	var text string
+	last := ""
+	eventually(t, "rules that stay as they are", func() error {
+		res, err := exec.Run(t.Context(), exec.Spec{Path: "nft", Args: []string{"list", "ruleset"}, Netns: ns.Fd()})
+		text = string(res.Stdout)
+		if err == nil && (text != last || strings.Count(text, "dnat to") < 100) {
+			last, err = text, fmt.Errorf("%d endpoints so far", strings.Count(text, "dnat to"))
+		}
+		return err
+	})
+	if dir := os.Getenv(fixturesEnv); dir != "" {
+		if err := os.WriteFile(filepath.Join(dir, "upstream-nftables.rules"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
