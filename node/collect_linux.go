@@ -53,7 +53,7 @@ func Collect(ctx context.Context) []bundle.File {
 			})
 		}
 	}
-	add(bundle.RulesDir+"nft-ruleset.txt", "all tables of nf_tables", run("nft", "list", "ruleset"))
+	add(bundle.NFTRules, "all tables of nf_tables", run("nft", "list", "ruleset"))
 	add("ipset.txt", "ipsets", run("ipset", "save"))
 	add("ipvs.txt", "virtual servers (/proc/net/ip_vs)", func() ([]byte, error) { return os.ReadFile("/proc/thread-self/net/ip_vs") })
 	add("recent.txt", "clients of session affinity (xt_recent)", readRecent)

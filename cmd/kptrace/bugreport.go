@@ -22,6 +22,7 @@ import (
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/node"
 	"github.com/kptrace/kptrace/proxy/liverules"
+	"github.com/kptrace/kptrace/proxy/liverules/nftables"
 	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/bundle"
 	"github.com/kptrace/kptrace/trace/check"
@@ -294,6 +295,10 @@ func (r *report) learn(red *redact.Redactor) {
 			red.LearnRecording(bytes.NewReader(f.Data))
 		case strings.HasSuffix(f.Name, "-save.txt"):
 			saved.Write(f.Data)
+		case f.Name == bundle.NFTRules:
+			if p, err := nftables.Parse(nftables.Config{}, string(f.Data)); err == nil {
+				red.LearnRules(p)
+			}
 		}
 	}
 	if r.status != nil {

@@ -104,6 +104,9 @@ func (f *checkFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if r.dumps == nil {
+		return usageErr(errors.New("--rules: a check needs what iptables-save prints; of nftables mode kptrace explain --rules shows what the rules mean"))
+	}
 	if f.output == "text" {
 		r.talk(cmd.ErrOrStderr())
 	}

@@ -47,7 +47,8 @@ replaced, what becomes of it, and by which rules.
 
 Rules come from what iptables-save printed (--rules FILE, or - for stdin): any
 kube-proxy in iptables mode, either flavour, with whatever else is in the
-tables. That needs no root, no cluster, and works on any OS. With --manifests,
+tables; or from what nft list ruleset printed: a kube-proxy in nftables mode,
+whose own tables are walked. That needs no root, no cluster, and works on any OS. With --manifests,
 and no --rules, they are those that kptrace would write for a folder of YAML;
 with both, the YAML gives names and says why endpoints are no candidates.
 With neither, the nodes that run here are asked, each for its live rules.
@@ -64,6 +65,9 @@ runs on the node is asked: that looks into the kernel's lists of clients.
 Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if rules lead nowhere.`,
 		Example: `  # Every Service of a node, its endpoints and their odds
   ssh node iptables-save | kptrace explain --rules -
+
+  # The same of a kube-proxy in nftables mode
+  ssh node nft list ruleset | kptrace explain --rules -
 
   # One packet through those rules
   ssh node iptables-save | kptrace explain --rules - --packet tcp:10.244.1.2:40000-10.96.0.10:80
@@ -312,7 +316,13 @@ func (f *explainFlags) answer(cmd *cobra.Command, live *rulesOf, packets []proxy
 		if pkt.In == "" && !pkt.FromNode {
 			pkt.In = f.in
 		}
-		a := explain.Live(live.program, pkt)
+		var a explain.Answer
+		if p, ok := live.program.(*liverules.Program); ok {
+			a = explain.Live(p, pkt)
+		} else {
+			o := live.program.Walk(pkt)
+			a = explain.Outcome(&o, live.program.Mode(), pkt)
+		}
 		a.Rules = live.from
 		a.Notes = append(a.Notes, live.notes...)
 		if slices.ContainsFunc(a.Cases, func(c explain.Case) bool { return c.Affinity > 0 }) {

@@ -19,6 +19,7 @@ import (
 	"github.com/kptrace/kptrace/proxy/iptables"
 	"github.com/kptrace/kptrace/proxy/kube/apiserver"
 	"github.com/kptrace/kptrace/proxy/liverules"
+	"github.com/kptrace/kptrace/proxy/liverules/nftables"
 	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/bundle"
 )
@@ -34,7 +35,7 @@ type rulesFlags struct {
 
 func (f *rulesFlags) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
-	fl.StringArrayVar(&f.files, "rules", nil, "what iptables-save or ip6tables-save printed, or a bug report: a file, or - for stdin; repeatable")
+	fl.StringArrayVar(&f.files, "rules", nil, "what iptables-save, ip6tables-save or nft list ruleset printed, or a bug report: a file, or - for stdin; repeatable")
 	fl.StringArrayVar(&f.nodeIPs, "node-ip", nil, "an address of the node whose rules these are; give all, where it matters")
 	fl.StringVar(&f.manifests, "manifests", "", "folder of Kubernetes YAML with the Services and EndpointSlices")
 	fl.StringVar(&f.node, "node", "", "name of the node, with --manifests (default: the host's)")
@@ -44,12 +45,19 @@ func (f *rulesFlags) add(cmd *cobra.Command) {
 
 // rulesOf is a node's rules, and what is known around them.
 type rulesOf struct {
-	program  *liverules.Program
+	program  rulesProgram
 	dumps    []xtables.Dump
 	from     string
 	addrs    []netip.Addr // nil if unknown
 	snapshot *proxy.Snapshot
 	notes    []string
+}
+
+// rulesProgram is what rules mean, of either kind.
+type rulesProgram interface {
+	Services() []*liverules.Service
+	Mode() proxy.Mode
+	Walk(pkt proxy.Packet) proxy.Outcome
 }
 
 func (f *rulesFlags) addrs() ([]netip.Addr, error) {
@@ -83,24 +91,65 @@ func (f *rulesFlags) fromFiles(ctx context.Context, stdin io.Reader) (*rulesOf, 
 		}
 	}
 	var names []string
+	var nft strings.Builder
 	for _, name := range f.files {
-		dumps, err := readDumps(name, stdin)
+		text, err := readRules(name, stdin)
 		if err != nil {
 			return nil, err
 		}
+		if name == "-" {
+			name = "stdin"
+		}
+		names = append(names, name)
+		if isNFT(text) {
+			nft.WriteString(text + "\n")
+			continue
+		}
+		dumps, err := xtables.ParseDumps(text)
+		if err != nil {
+			return nil, fmt.Errorf("reading rules of %s: %w", name, err)
+		}
 		r.dumps = append(r.dumps, dumps...)
-		names = append(names, strings.ReplaceAll(name, "-", "stdin"))
+	}
+	r.from = "the rules of " + strings.Join(names, ", ")
+	if nft.Len() > 0 {
+		return r, r.readNFT(nft.String())
 	}
 	rulesets, err := r.pick()
 	if err != nil {
 		return nil, err
 	}
-	r.from = "the rules of " + strings.Join(names, ", ")
 	r.program = liverules.New(liverules.Config{Addrs: r.addrs}, rulesets...)
 	return r, nil
 }
 
-func readDumps(name string, stdin io.Reader) ([]xtables.Dump, error) {
+// isNFT reports whether a text is what nft prints.
+func isNFT(text string) bool {
+	text = strings.TrimSpace(text)
+	return strings.HasPrefix(text, "table ") || strings.HasPrefix(text, "{")
+}
+
+// readNFT takes what nft list ruleset printed.
+func (r *rulesOf) readNFT(text string) error {
+	if len(r.dumps) > 0 {
+		return usageErr(errors.New("rules of iptables and of nft: which packet meets first is not told by texts; give one kind"))
+	}
+	p, err := nftables.Parse(nftables.Config{Addrs: r.addrs}, text)
+	if err != nil {
+		return err
+	}
+	r.program = p
+	if n := p.Others(); n > 0 {
+		r.notes = append(r.notes, fmt.Sprintf("%d tables of others are not walked", n))
+	}
+	if u := p.Unknown(); len(u) > 0 {
+		r.notes = append(r.notes, fmt.Sprintf("%d rules could not be evaluated and are taken not to match, as: %s", len(u), u[0]))
+	}
+	return nil
+}
+
+// readRules reads a file of rules, or those in a bug report.
+func readRules(name string, stdin io.Reader) (string, error) {
 	var b []byte
 	var err error
 	if name == "-" {
@@ -109,7 +158,7 @@ func readDumps(name string, stdin io.Reader) ([]xtables.Dump, error) {
 		b, err = os.ReadFile(name)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading rules: %w", err)
+		return "", fmt.Errorf("reading rules: %w", err)
 	}
 	if in := bufio.NewReader(bytes.NewReader(b)); bundle.Is(in) {
 		report, err := bundle.Read(in)
@@ -117,14 +166,10 @@ func readDumps(name string, stdin io.Reader) ([]xtables.Dump, error) {
 			b, err = report.Rules()
 		}
 		if err != nil {
-			return nil, fmt.Errorf("reading rules of %s: %w", name, err)
+			return "", fmt.Errorf("reading rules of %s: %w", name, err)
 		}
 	}
-	dumps, err := xtables.ParseDumps(string(b))
-	if err != nil {
-		return nil, fmt.Errorf("reading rules of %s: %w", name, err)
-	}
-	return dumps, nil
+	return string(b), nil
 }
 
 // pick takes one ruleset of each family: of two flavours the one with Services.
@@ -251,10 +296,10 @@ func (r *rulesOf) nothing() error {
 		return errors.New("these are the rules of a kube-proxy in ipvs mode: which endpoints a Service has is not in them but in IPVS (ipvsadm -Ln)")
 	case proxy.Userspace:
 		return errors.New("these are the rules of a kube-proxy in userspace mode: which endpoints a Service has only that process knows")
-	case proxy.IPTables:
+	case proxy.IPTables, proxy.NFTables:
 		return errors.New("there are chains of a kube-proxy, and no Service in them")
 	}
-	return errors.New("there are no rules of a kube-proxy in iptables mode here: is it the other flavour (iptables-legacy-save, iptables-nft-save), nftables mode (nft list table ip kube-proxy), or does something else handle Services (Cilium, Calico eBPF)?")
+	return errors.New("there are no rules of a kube-proxy in iptables mode here: is it the other flavour (iptables-legacy-save, iptables-nft-save), nftables mode (nft list ruleset), or does something else handle Services (Cilium, Calico eBPF)?")
 }
 
 // unknown says which Services there are.

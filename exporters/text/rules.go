@@ -59,7 +59,7 @@ func frontNote(s *liverules.Service, f *liverules.Front, i int, c proxy.Choice) 
 	if i == 0 && liverules.KindOf(f.Chain) == liverules.KindLocal {
 		notes = append(notes, "policy Local")
 	}
-	if i == 0 && liverules.KindOf(f.Chain) == liverules.KindFirewall {
+	if i == 0 && len(s.Ranges) > 0 && (liverules.KindOf(f.Chain) == liverules.KindFirewall || f.Via == proxy.ViaLoadBalancer) {
 		var ranges []string
 		for _, r := range s.Ranges {
 			ranges = append(ranges, r.String())

@@ -24,6 +24,7 @@ const (
 	ManifestName = "manifest.json"
 	Recording    = "recording.ktr"
 	RulesDir     = "rules/"
+	NFTRules     = RulesDir + "nft-ruleset.txt"
 )
 
 const (
@@ -193,8 +194,12 @@ func (b *Bundle) File(name string) ([]byte, error) {
 	return nil, fmt.Errorf("bundle: there is no %s in it", name)
 }
 
-// Rules returns all rules that iptables-save printed, one after the other.
+// Rules returns all rules that iptables-save printed, one after the other; of a node
+// in nftables mode what nft printed.
 func (b *Bundle) Rules() ([]byte, error) {
+	if nft := b.files[NFTRules]; bytes.Contains(nft, []byte("table ip kube-proxy {")) || bytes.Contains(nft, []byte("table ip6 kube-proxy {")) {
+		return nft, nil
+	}
 	var all bytes.Buffer
 	for _, e := range b.Manifest.Files {
 		if strings.HasPrefix(e.Name, RulesDir) && strings.HasSuffix(e.Name, "-save.txt") {

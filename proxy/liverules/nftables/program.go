@@ -237,17 +237,20 @@ func (p *Program) Walk(pkt proxy.Packet) proxy.Outcome {
 	var done []way
 	hooks := []string{"prerouting", "", "postrouting"}
 	if pkt.FromNode {
-		hooks = []string{"output", "postrouting"}
+		hooks = []string{"output", "postrouting", "loop"}
 	}
 	for _, hook := range hooks {
 		var passed []way
 		for _, w := range ways {
-			if w.hook == "input" {
-				passed = append(passed, w) // it has arrived
+			if w.hook == "input" || hook == "loop" && !k.local(w.dst.Addr()) {
+				passed = append(passed, w) // it has arrived, or left
 				continue
 			}
 			w.hook = hook
-			if hook == "" {
+			switch hook {
+			case "loop": // from the node to itself it comes in by lo
+				w.hook = "input"
+			case "":
 				w.hook = "forward"
 				if k.local(w.dst.Addr()) {
 					w.hook = "input"

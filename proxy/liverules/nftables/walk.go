@@ -131,7 +131,10 @@ func parseName(name string) (kind string, n proxy.PortName, ep netip.AddrPort, o
 		n.Port = parts[3]
 	}
 	if i := strings.LastIndexByte(endpoint, '/'); i > 0 {
-		a, err1 := netip.ParseAddr(strings.Trim(endpoint[:i], "[]"))
+		a, err1 := netip.ParseAddr(endpoint[:i])
+		if err1 != nil { // IPv6 has points in the place of colons there
+			a, err1 = netip.ParseAddr(strings.ReplaceAll(endpoint[:i], ".", ":"))
+		}
 		p, err2 := strconv.ParseUint(endpoint[i+1:], 10, 16)
 		if err1 == nil && err2 == nil {
 			ep = netip.AddrPortFrom(a, uint16(p))
@@ -156,6 +159,11 @@ func (k *walker) rule(c *chain, i int, w way) []ruled {
 		rest := ws[at:]
 		switch {
 		case has(rest, "ct", "state", "new"):
+			at += 3
+		case has(rest, "ct", "status", "dnat"):
+			if !w.picked {
+				return on(w)
+			}
 			at += 3
 		case has(rest, "comment"), has(rest, "update"), has(rest, "counter"):
 			at = len(ws) // they come last, and change nothing that is looked at here
@@ -190,7 +198,12 @@ func (k *walker) rule(c *chain, i int, w way) []ruled {
 			at += 6
 		case has(rest, "masquerade"):
 			w.masked = true
-			w.step(c, i, r, "masquerade", "masquerade it, for it is marked")
+			purpose := "masquerade it, for it is marked"
+			if w.masquerade == "" {
+				w.masquerade = k.why(c, r)
+				purpose = "masquerade it, for the client is the endpoint itself"
+			}
+			w.step(c, i, r, "masquerade", purpose)
 			return []ruled{{result: result{w, over}}}
 		case has(rest, "dnat"):
 			return k.dnat(c, i, rest, w)

@@ -128,7 +128,7 @@ func (r *Redactor) Learn(s *proxy.Snapshot) {
 }
 
 // LearnRules takes the names of Services that rules have.
-func (r *Redactor) LearnRules(p *liverules.Program) {
+func (r *Redactor) LearnRules(p interface{ Services() []*liverules.Service }) {
 	for _, s := range p.Services() {
 		r.hash(s.Name, netip.AddrPort{})
 		for i := range s.Fronts {

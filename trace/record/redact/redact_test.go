@@ -1,8 +1,10 @@
 package redact
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +16,7 @@ import (
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/iptables"
 	"github.com/kptrace/kptrace/proxy/liverules"
+	"github.com/kptrace/kptrace/proxy/liverules/nftables"
 )
 
 var testKey = []byte("a key of a test, 32 bytes or more")
@@ -179,6 +182,52 @@ func TestRules(t *testing.T) {
 					}
 				}
 			}
+		}
+	}
+}
+
+// TestNFTables redacts what upstream's nftables mode writes: it still parses, and
+// every Service has the odds it had.
+func TestNFTables(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../../cmd/kptrace/testdata/upstream/upstream-nftables.rules")
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, err := nftables.Parse(nftables.Config{}, string(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := New(All, testKey)
+	r.LearnRules(was)
+	red := r.Text(string(text))
+	is, err := nftables.Parse(nftables.Config{}, red)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(is.Unknown()) > 0 || len(is.Services()) != len(was.Services()) {
+		t.Fatalf("%d Services of %d, not understood: %v", len(is.Services()), len(was.Services()), is.Unknown())
+	}
+	after := map[string]*liverules.Service{}
+	for _, s := range is.Services() {
+		after[fmt.Sprint(s.Name, s.Name.Proto, s.IP6)] = s
+	}
+	for _, s := range was.Services() {
+		x := after[fmt.Sprint(r.PortName(s.Name), s.Name.Proto, s.IP6)]
+		if x == nil || len(x.Fronts) != len(s.Fronts) || x.Affinity != s.Affinity || len(x.Ranges) != len(s.Ranges) {
+			t.Errorf("%s was %+v, is %+v", s.Name, s, x)
+			continue
+		}
+		for i := range s.Fronts {
+			a, b := s.Fronts[i], x.Fronts[i]
+			if r.Addr(a.Addr) != b.Addr || a.Port != b.Port || a.Verdict != b.Verdict || len(a.Choices) != len(b.Choices) {
+				t.Errorf("%s at %v: is %+v", s.Name, &a, b)
+			}
+		}
+	}
+	for _, w := range []string{"shop", "affinity-one", "10.244.2.", "203.0.113.", "198.18.0.", "10.96."} {
+		if i := strings.Index(red, w); i >= 0 {
+			t.Errorf("%q is in it: …%s…", w, red[max(0, i-80):min(len(red), i+60)])
 		}
 	}
 }
