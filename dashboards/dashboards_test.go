@@ -58,18 +58,33 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// TestNames: what panels and rules ask for is served: it is in
-// docs/metrics.md, which the exporter's registry is held against.
-func TestNames(t *testing.T) {
-	docs, err := os.ReadFile("../docs/metrics.md")
-	if err != nil {
-		t.Fatal(err)
+// notShown lists what no panel and no rule asks for, and why.
+func notShown() map[string]string {
+	return map[string]string{
+		"kptrace_source_receive_buffer_bytes": "a setting",
+		"kptrace_metrics_updates_total":       "the correlator's updates are shown",
+		"kptrace_userspace_ports_free":        "only with --proxy-port-range",
+
+		"kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds":   "kptrace_proxy_sync_lag_seconds says it better",
+		"kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total": "always 0: there is no such mode",
+		"kubeproxy_sync_proxy_rules_nftables_sync_failures_total":    "always 0: there is no such mode",
 	}
-	known := map[string]bool{}
-	for _, m := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\| (\\w+) ").FindAllStringSubmatch(string(docs), -1) {
-		known[m[1]] = true
-		if m[2] == "histogram" || m[2] == "summary" {
-			known[m[1]+"_bucket"], known[m[1]+"_sum"], known[m[1]+"_count"] = true, true, true
+}
+
+// TestNames: what panels and rules ask for is served: it is in the tables of
+// the pages that the exporters are held against. And what is served is shown.
+func TestNames(t *testing.T) {
+	known, families := map[string]bool{}, map[string]bool{}
+	for _, page := range []string{"metrics.md", "otlp.md", "modes.md"} {
+		docs, err := os.ReadFile("../docs/" + page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile("(?m)^\\| `((?:kptrace|kubeproxy)_\\w+)` \\| (\\w*)").FindAllStringSubmatch(string(docs), -1) {
+			known[m[1]], families[m[1]] = true, true
+			if m[2] == "histogram" || m[2] == "summary" {
+				known[m[1]+"_bucket"], known[m[1]+"_sum"], known[m[1]+"_count"] = true, true, true
+			}
 		}
 	}
 	queries, err := Queries()
@@ -100,6 +115,22 @@ func TestNames(t *testing.T) {
 	for n, where := range asked {
 		if !known[n] {
 			t.Errorf("%s: no metric %s", where, n)
+		}
+	}
+	shown := func(family string) bool {
+		for n := range asked {
+			if n == family || known[n] && strings.HasPrefix(n, family+"_") && !families[n] {
+				return true
+			}
+		}
+		return false
+	}
+	for f := range families {
+		switch why, left := notShown()[f]; {
+		case shown(f) && left:
+			t.Errorf("%s is shown, though %s", f, why)
+		case !shown(f) && !left:
+			t.Errorf("no panel and no rule asks for %s", f)
 		}
 	}
 }

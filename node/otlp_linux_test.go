@@ -8,15 +8,12 @@ import (
 
 	"github.com/kptrace/kptrace/exporters/otlp"
 	"github.com/kptrace/kptrace/exporters/prom"
+	"github.com/kptrace/kptrace/proxy"
 )
 
 // TestExportMetrics holds the table of metrics in docs/otlp.md against those
 // there are, and their values against the exporter's account.
 func TestExportMetrics(t *testing.T) {
-	page, err := os.ReadFile("../docs/otlp.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	now := time.Unix(1000, 0)
 	list := otlpCounters(otlp.Stats{
 		Overrun: 1,
@@ -25,11 +22,9 @@ func TestExportMetrics(t *testing.T) {
 		Logs: &otlp.SignalStats{},
 	}, now)
 	list = append(list, (&node{cfg: Config{RequestGroup: 101}, tracer: newTracer(Config{}, nil)}).requestCounters()...)
+	tableOf(t, "otlp.md", list)
 	got := map[string]float64{}
 	for _, c := range list {
-		if !strings.Contains(string(page), "| `"+c.Name+"` | ") {
-			t.Errorf("%s is not in docs/otlp.md", c.Name)
-		}
 		if len(c.Labels) == 0 || c.Labels[1] == "traces" {
 			got[c.Name+" "+strings.Join(c.Labels, " ")] = c.Value
 		}
@@ -44,19 +39,36 @@ func TestExportMetrics(t *testing.T) {
 			t.Errorf("%s is %v, want %v", name, got[name], want)
 		}
 	}
-	for line := range strings.Lines(string(page)) {
-		name, _, _ := strings.Cut(strings.TrimPrefix(line, "| `"), "`")
-		if strings.HasPrefix(line, "| `kptrace_") && !hasMetric(list, name) {
-			t.Errorf("docs/otlp.md has %s, which there is not", name)
-		}
-	}
 }
 
-func hasMetric(list []prom.Counter, name string) bool {
-	for _, c := range list {
-		if c.Name == name {
-			return true
+// TestModeMetrics holds the tables of metrics in docs/modes.md against those
+// there are.
+func TestModeMetrics(t *testing.T) {
+	tableOf(t, "modes.md", append(relayCounters(proxy.RelayStats{PortRange: "1-2"}), rerouteCounters(proxy.RerouteStats{})...))
+}
+
+// tableOf wants exactly these metrics in the tables of a page.
+func tableOf(t *testing.T, page string, list []prom.Counter) {
+	t.Helper()
+	text, err := os.ReadFile("../docs/" + page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		if name, _, ok := strings.Cut(strings.TrimPrefix(line, "| `"), "`"); ok && strings.HasPrefix(line, "| `kptrace_") {
+			there[name] = true
 		}
 	}
-	return false
+	known := map[string]bool{}
+	for _, c := range list {
+		if known[c.Name] = true; !there[c.Name] {
+			t.Errorf("%s is not in docs/%s", c.Name, page)
+		}
+	}
+	for name := range there {
+		if !known[name] {
+			t.Errorf("docs/%s has %s, which there is not", page, name)
+		}
+	}
 }

@@ -131,7 +131,7 @@ func rerouteCounters(s proxy.RerouteStats) []prom.Counter {
 		{"moved", s.Moved}, {"answered", s.Answered}, {"gone", s.Gone}, {"alone", s.Alone},
 		{"limited", s.Limited}, {"failed", s.Failed}, {"raced", s.Raced},
 	} {
-		out = append(out, prom.Counter{Name: "kptrace_reroutes_total", Help: about, Labels: []string{"result", r.result}, Value: float64(r.n)})
+		out = append(out, prom.Counter{Name: "kptrace_reroute_decisions_total", Help: about, Labels: []string{"result", r.result}, Value: float64(r.n)})
 	}
 	return out
 }

@@ -92,6 +92,10 @@ func service() *board {
 	b.lines("IPVS connections", "As IPVS itself counts them (IPVS mode).", units.Short,
 		query{`sum by (endpoint) (kptrace_ipvs_active_connections` + where + `)`, "active {{endpoint}}"},
 		query{`sum by (endpoint) (kptrace_ipvs_inactive_connections` + where + `)`, "inactive {{endpoint}}"})
+	b.lines("IPVS schedules", "New connections that IPVS gave to an endpoint (IPVS mode).", units.CountsPerSecond,
+		query{`sum by (endpoint) (rate(kptrace_ipvs_connections_total` + where + rate + `))`, "{{endpoint}}"})
+	b.lines("IPVS persistence", "How long a virtual server remembers a client, 0 if it does not (IPVS mode).", units.Seconds,
+		query{`max by (port, address) (kptrace_ipvs_persistence_seconds` + where + `)`, "{{port}} {{address}}"})
 	b.row("What goes wrong")
 	b.lines("Failed attempts", "By endpoint and outcome.", units.CountsPerSecond,
 		query{`sum by (outcome, ` + ep + `) (rate(kptrace_failed_attempts_total` + where + rate + `))`, "{{outcome}} " + pod})
@@ -103,7 +107,13 @@ func service() *board {
 	b.lines("Unanswered, SYN retransmits", "By endpoint.", units.CountsPerSecond,
 		query{`sum by (` + ep + `) (rate(kptrace_connections_unanswered_total` + where + rate + `))`, "unanswered " + pod},
 		query{`sum by (` + ep + `) (rate(kptrace_syn_retransmits_total` + where + rate + `))`, "retransmits " + pod})
+	b.lines("Clients", "Connections that ended, by client and result: the ten with the most (--metrics-clients).", units.CountsPerSecond,
+		query{`topk(10, sum by (client_namespace, client, result) (rate(kptrace_client_connections_total` + where + rate + `)))`, "{{client_namespace}} {{client}} {{result}}"})
 	b.row("Traffic")
+	b.lines("IPVS bytes", "Out to the endpoint and in from it, by IPVS' own account (IPVS mode).", units.BytesPerSecondIEC,
+		query{`sum by (direction, endpoint) (rate(kptrace_ipvs_bytes_total` + where + rate + `))`, "{{direction}} {{endpoint}}"})
+	b.lines("IPVS packets", "Out to the endpoint and in from it, by IPVS' own account (IPVS mode).", units.CountsPerSecond,
+		query{`sum by (direction, endpoint) (rate(kptrace_ipvs_packets_total` + where + rate + `))`, "{{direction}} {{endpoint}}"})
 	b.lines("Bytes", "Out to the endpoint and in from it.", units.BytesPerSecondIEC,
 		query{`sum by (direction, ` + ep + `) (rate(kptrace_bytes_total` + where + rate + `))`, "{{direction}} " + pod})
 	b.lines("Packets", "Out to the endpoint and in from it.", units.CountsPerSecond,

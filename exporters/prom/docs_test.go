@@ -107,8 +107,9 @@ whose trace is exported) and protobuf (with native histograms) are spoken.
 - What events were lost cannot be counted: ` + "`kptrace_lost_events_total`" + ` and
   ` + "`kptrace_metrics_lost_updates_total`" + ` say how sure the rest is.
 
-Beside these there are Go's ` + "`go_*` and `process_*`" + `, which tell kptrace's own CPU and
-memory.
+Those of the exporter of spans are in [otlp.md](otlp.md), those of the userspace
+mode and of rerouting in [modes.md](modes.md). Beside these there are Go's
+` + "`go_*` and `process_*`" + `, which tell kptrace's own CPU and memory.
 `
 
 // TestDocs keeps docs/metrics.md: every family, with type, labels and help.
