@@ -46,6 +46,7 @@ type spanMaker struct {
 	ids   spanIDs
 
 	spans  pieces[tracepb.Span]
+	events pieces[tracepb.Span_Event]
 	spanID pieces[[8]byte]
 	values valueMaker
 }
@@ -53,10 +54,12 @@ type spanMaker struct {
 func newSpanMaker(res *resource.Resource, version string) *spanMaker {
 	m := &spanMaker{
 		scope:  &commonpb.InstrumentationScope{Name: scope, Version: version},
-		schema: res.SchemaURL(), limits: sdktrace.NewSpanLimits(), values: valueMaker{length: -1},
+		schema: res.SchemaURL(), limits: sdktrace.NewSpanLimits(),
 	}
-	m.resource = &resourcepb.Resource{Attributes: m.values.list(res.Attributes())}
 	m.values.length = m.limits.AttributeValueLengthLimit
+	of := valueMaker{length: -1}
+	m.resource = &resourcepb.Resource{}
+	m.resource.Attributes, _ = of.some(nil, res.Attributes(), -1)
 	return m
 }
 
@@ -77,9 +80,14 @@ func (g *spanIDs) next(id *[8]byte) {
 }
 
 // request makes the spans of some Flows, and says how many they are. now is
-// when they are exported, which is when a connection that was given up ends.
+// when they are exported, which is when a connection that was given up ends. All
+// of it lasts until the next request is made.
 func (m *spanMaker) request(flows []*trace.Flow, now time.Time) ([]*tracepb.ResourceSpans, int) {
 	m.list = m.list[:0]
+	m.spans.rewind()
+	m.events.rewind()
+	m.spanID.rewind()
+	m.values.rewind()
 	for _, f := range flows {
 		m.add(f, now)
 	}
@@ -93,18 +101,22 @@ func (m *spanMaker) request(flows []*trace.Flow, now time.Time) ([]*tracepb.Reso
 func (m *spanMaker) span(name string, kind tracepb.Span_SpanKind, start, end time.Time, a attrs) *tracepb.Span {
 	s, id := m.spans.next(), m.spanID.next()
 	m.ids.next(id)
+	list, events := s.Attributes, s.Events
+	s.Reset()
+	s.Events = events[:0]
 	s.Name, s.Kind, s.TraceId, s.SpanId, s.ParentSpanId = name, kind, m.trace, id[:], m.root
 	s.StartTimeUnixNano, s.EndTimeUnixNano = nanos(start), nanos(end)
 	s.Flags = uint32(trace.FlagSampled) | uint32(tracepb.SpanFlags_SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK)
-	s.Attributes, s.DroppedAttributesCount = m.values.some(a, m.limits.AttributeCountLimit)
+	s.Attributes, s.DroppedAttributesCount = m.values.some(list, a, m.limits.AttributeCountLimit)
 	m.list = append(m.list, s)
 	return s
 }
 
 // event adds an event to a span; where there is no room the oldest goes.
 func (m *spanMaker) event(s *tracepb.Span, name string, at time.Time, a attrs) {
-	e := &tracepb.Span_Event{Name: name, TimeUnixNano: nanos(at)}
-	e.Attributes, e.DroppedAttributesCount = m.values.some(a, m.limits.AttributePerEventCountLimit)
+	e := m.events.next()
+	e.Name, e.TimeUnixNano = name, nanos(at)
+	e.Attributes, e.DroppedAttributesCount = m.values.some(e.Attributes, a, m.limits.AttributePerEventCountLimit)
 	s.Events = append(s.Events, e)
 	if n := m.limits.EventCountLimit; n >= 0 && len(s.Events) > n {
 		s.Events = s.Events[1:]
@@ -215,7 +227,7 @@ func (m *spanMaker) links(s *tracepb.Span, f *trace.Flow, joined bool) {
 			TraceId: c.Trace[:], SpanId: c.Span[:],
 			Flags: uint32(c.Flags) | uint32(tracepb.SpanFlags_SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK|tracepb.SpanFlags_SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK),
 		}
-		l.Attributes, l.DroppedAttributesCount = m.values.some(
+		l.Attributes, l.DroppedAttributesCount = m.values.some(nil,
 			attrs{keyRequestTime.String(c.Time.UTC().Format(time.RFC3339Nano))}, m.limits.AttributePerLinkCountLimit)
 		s.Links = append(s.Links, l)
 	}

@@ -7,17 +7,28 @@ import (
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 )
 
-// pieces hands out zero values of a type from memory got for many at once.
-type pieces[T any] []T
+// pieces hands out values of a type that last until the next rewind: what a
+// request is made of is used again for the next one, or it would be most of
+// what there is to collect as garbage.
+type pieces[T any] struct {
+	blocks [][]T
+	used   int
+}
 
+const blockSize = 128
+
+// next returns a value as whoever had it before left it.
 func (p *pieces[T]) next() *T {
-	if len(*p) == 0 {
-		*p = make([]T, 128)
+	i := p.used / blockSize
+	if i == len(p.blocks) {
+		p.blocks = append(p.blocks, make([]T, blockSize))
 	}
-	v := &(*p)[0]
-	*p = (*p)[1:]
+	v := &p.blocks[i][p.used%blockSize]
+	p.used++
 	return v
 }
+
+func (p *pieces[T]) rewind() { p.used = 0 }
 
 // valueMaker makes attributes in the form in which they are sent.
 type valueMaker struct {
@@ -31,23 +42,27 @@ type valueMaker struct {
 	ints   pieces[commonpb.AnyValue_IntValue]
 }
 
-// some makes at most so many attributes, all where most is negative, and says
-// how many there were beyond.
-func (m *valueMaker) some(a []attribute.KeyValue, most int) (out []*commonpb.KeyValue, dropped uint32) {
+// rewind takes back all that was made.
+func (m *valueMaker) rewind() {
+	m.pairs.rewind()
+	m.values.rewind()
+	m.texts.rewind()
+	m.ints.rewind()
+}
+
+// some makes at most so many attributes, all where most is negative, into a
+// list whose room is used, and says how many there were beyond.
+func (m *valueMaker) some(into []*commonpb.KeyValue, a []attribute.KeyValue, most int) (out []*commonpb.KeyValue, dropped uint32) {
 	if most >= 0 && len(a) > most {
 		a, dropped = a[:most], uint32(len(a)-most)
 	}
-	return m.list(a), dropped
-}
-
-func (m *valueMaker) list(a []attribute.KeyValue) []*commonpb.KeyValue {
-	out := make([]*commonpb.KeyValue, len(a))
+	out = into[:0]
 	for i := range a {
 		kv := m.pairs.next()
 		kv.Key, kv.Value = string(a[i].Key), m.value(&a[i].Value)
-		out[i] = kv
+		out = append(out, kv)
 	}
-	return out
+	return out, dropped
 }
 
 func (m *valueMaker) value(v *attribute.Value) *commonpb.AnyValue {
