@@ -160,7 +160,11 @@ func (e *Exporter) over() []proxy.ObjectEvent {
 		}
 	}
 	for what, s := range e.streaks {
-		switch n := e.totals[what.target]; {
+		n := e.totals[what.target]
+		if !what.endpoint.IsValid() {
+			n = e.served(what.service)
+		}
+		switch {
 		case next[what].bad > 0 || s.bad < e.cfg.Windows:
 		case n < e.cfg.Least:
 			// Too quiet to say that it is over; the endpoint may be gone.
@@ -178,6 +182,17 @@ func (e *Exporter) over() []proxy.ObjectEvent {
 		return cmp.Or(strings.Compare(a.Object.String(), b.Object.String()), strings.Compare(a.Reason, b.Reason), strings.Compare(a.Note, b.Note))
 	})
 	return told
+}
+
+// served is how many connections to a Service got an endpoint: where there was
+// none before, these say that it is over.
+func (e *Exporter) served(service proxy.PortName) (n int) {
+	for to, count := range e.totals {
+		if to.service == service && to.endpoint.IsValid() {
+			n += count
+		}
+	}
+	return n
 }
 
 // events tells of a failure at the Service, and at the pod if it is about one.

@@ -133,6 +133,11 @@ func TestRetried(t *testing.T) {
 	if note := got[0].Note; !strings.HasPrefix(note, "most connections to shop/foo:http fail: The Service has no endpoint") || len(note) > 1024 {
 		t.Errorf("note %q", note)
 	}
+	// An endpoint came.
+	got = window(e, 10, flow("foo-1", "established"))
+	if names(got) != "Service shop/foo Normal ConnectionsRecovered; " || got[0].Note != "connections to shop/foo:http work again" {
+		t.Errorf("the end: %v", got)
+	}
 }
 
 // TestForgotten: what nobody connects to any more is forgotten.

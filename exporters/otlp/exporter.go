@@ -98,23 +98,32 @@ func (e *Exporter) Run(ctx context.Context, r *trace.Reader) error {
 	return nil
 }
 
+// readEvery is how often at most the ring is read. In between its writer wakes
+// nobody up.
+const readEvery = 100 * time.Millisecond
+
 // read queues what r brings, at the end also what is there already.
 func (e *Exporter) read(ctx context.Context, r *trace.Reader) error {
+	tick := time.NewTicker(readEvery)
+	defer tick.Stop()
 	for {
 		flows, lost, err := r.Next(ctx)
-		e.take(flows, lost)
+		for {
+			e.take(flows, lost)
+			if flows, lost = r.Poll(); len(flows) == 0 && lost == 0 {
+				break
+			}
+		}
+		r.Losses() // others tell of them
 		switch {
-		case err == nil:
-			continue
-		case ctx.Err() == nil && !errors.Is(err, trace.ErrClosed):
+		case ctx.Err() != nil || errors.Is(err, trace.ErrClosed):
+			return nil
+		case err != nil:
 			return err
 		}
-		for {
-			flows, lost := r.Poll()
-			if len(flows) == 0 && lost == 0 {
-				return nil
-			}
-			e.take(flows, lost)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
 		}
 	}
 }

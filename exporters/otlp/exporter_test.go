@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -431,4 +432,41 @@ func certificates(t *testing.T) (certFiles, *tls.Config) {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(certPEM)
 	return f, &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, NextProtos: []string{"h2"}}
+}
+
+// TestIdle: an exporter that has heard of lost events, which others tell of,
+// goes back to sleep.
+func TestIdle(t *testing.T) {
+	r := newReceiver()
+	endpoint, _ := r.serveGRPC(t, "127.0.0.1:0", nil)
+	e, err := New(t.Context(), Config{Endpoint: endpoint, Traces: Signal{Protocol: GRPC}, Logs: Signal{Off: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring := trace.NewRing(16)
+	reader := ring.NewReader()
+	done := make(chan error, 1)
+	go func() { done <- e.Run(context.Background(), reader) }()
+	ring.PublishLoss(trace.Loss{Source: trace.NFLog, Where: "kernel", Events: 1})
+	used := func() time.Duration {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(u.Utime.Nano())
+	}
+	before := used()
+	time.Sleep(time.Second) // in which it should do nothing
+	if busy := used() - before; busy > 250*time.Millisecond {
+		t.Errorf("it worked for %v of a second in which nothing happened", busy)
+	}
+	ring.Close()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("it does not end")
+	}
 }

@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	vnetns "github.com/vishvananda/netns"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -120,41 +122,131 @@ func badService(t *testing.T, c *cluster) []eventsv1.Event {
 	return slices.DeleteFunc(events(t, c), func(e eventsv1.Event) bool { return e.Reason != "InvalidService" })
 }
 
-// TestFailureEvents: connections to a Service without endpoints fail for a
-// while, and kubectl describe says so at the Service.
+// TestFailureEvents: connections to a Service without endpoints, and to a pod
+// that refuses them, fail for a while, and kubectl describe says so at the
+// Services and at the pod; and when they work again at the Services.
 func TestFailureEvents(t *testing.T) {
 	t.Parallel()
 	c := start(t, controlplane.Config{RBAC: true})
 	o := &objects{}
 	o.add("empty", "http:80", "")
+	o.add("web", "http:80", "")
 	o.create(t, c.client)
-	node := newNode(t, c)
-	_, out := runKptrace(t, c, node, xtables.NFT, "--failure-events-after=3s")
-	svc := service(t, c, "empty")
-	routeToServices(t, node)
-	dial := func() (err error) {
-		into := node.Do(func() error {
-			var conn net.Conn
-			if conn, err = net.DialTimeout("tcp4", net.JoinHostPort(svc.Spec.ClusterIP, "80"), 50*time.Millisecond); err == nil {
-				conn.Close()
-			}
-			return nil
-		})
-		return errors.Join(into, err)
+	pod, err := c.client.CoreV1().Pods(namespace).Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "web-1", Namespace: namespace},
+		Spec:       corev1.PodSpec{NodeName: nodeName, Containers: []corev1.Container{{Name: "web", Image: "web"}}, AutomountServiceAccountToken: ptr(false)},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	eventually(t, "an Event of failing connections", func() error {
-		var last error
-		for range 20 {
-			last = dial()
-		}
-		for _, e := range events(t, c) {
-			if e.Reason == "NoEndpoints" && e.Type == "Warning" && e.Action == "Connect" && e.Regarding.Kind == "Service" &&
-				e.Regarding.Name == "empty" && e.Regarding.UID == svc.UID && strings.Contains(e.Note, "most connections to "+namespace+"/empty") {
-				return nil
+	node := newNode(t, c)
+	addAddress(t, node, "10.244.1.50/32")
+	addAddress(t, node, "10.244.1.51/32")
+	endpointOf(t, c, "web", "10.244.1.50", pod)
+	_, out := runKptrace(t, c, node, xtables.NFT, "--failure-events-after=3s")
+	routeToServices(t, node)
+	empty, web := service(t, c, "empty"), service(t, c, "web")
+
+	// told waits until an Event is at an object, and makes connections meanwhile.
+	told := func(to *corev1.Service, kind string, at metav1.Object, word, reason, note string) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%s at %s %s", reason, kind, at.GetName()), func() error {
+			var last error
+			for range 20 {
+				last = tryPort80(node, to.Spec.ClusterIP)
 			}
+			for _, e := range events(t, c) {
+				if e.Reason == reason && e.Type == word && e.Action == "Connect" && e.Regarding.Kind == kind &&
+					e.Regarding.Name == at.GetName() && e.Regarding.UID == at.GetUID() && strings.Contains(e.Note, note) {
+					return nil
+				}
+			}
+			return fmt.Errorf("none; the last connection: %w\n%s", last, out)
+		})
+	}
+	const pods = " that get pod web-1 (10.244.1.50:8080) "
+	told(empty, "Service", empty, "Warning", "NoEndpoints", "most connections to "+namespace+"/empty")
+	told(web, "Service", web, "Warning", "EndpointRefused", "most connections to "+namespace+"/web:http"+pods+"fail: ")
+	told(web, "Pod", pod, "Warning", "EndpointRefused", "most connections to "+namespace+"/web:http"+pods+"fail: ")
+
+	accept(t, node, "10.244.1.50:8080")
+	told(web, "Service", web, "Normal", "ConnectionsRecovered", "connections to "+namespace+"/web:http"+pods+"work again")
+	accept(t, node, "10.244.1.51:8080")
+	endpointOf(t, c, "empty", "10.244.1.51", nil)
+	told(empty, "Service", empty, "Normal", "ConnectionsRecovered", "connections to "+namespace+"/empty:http work again")
+}
+
+// endpointOf gives a Service of port 80 an endpoint at port 8080.
+func endpointOf(t *testing.T, c *cluster, service, addr string, pod *corev1.Pod) {
+	t.Helper()
+	s := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: namespace, Name: service + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: service}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: ptr("http"), Protocol: ptr(corev1.ProtocolTCP), Port: ptr(int32(8080))}},
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{addr}, NodeName: ptr(nodeName)}},
+	}
+	if pod != nil {
+		s.Endpoints[0].TargetRef = &corev1.ObjectReference{Kind: "Pod", Namespace: namespace, Name: pod.Name, UID: pod.UID}
+	}
+	if _, err := c.client.DiscoveryV1().EndpointSlices(namespace).Create(t.Context(), s, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tryPort80 makes a connection from a node to port 80, and ends it.
+func tryPort80(node *netns.NS, addr string) (err error) {
+	into := node.Do(func() error {
+		var conn net.Conn
+		if conn, err = net.DialTimeout("tcp4", net.JoinHostPort(addr, "80"), 50*time.Millisecond); err == nil {
+			conn.Close()
 		}
-		return fmt.Errorf("none; the last connection: %w\n%s", last, out)
+		return nil
 	})
+	return errors.Join(into, err)
+}
+
+// accept takes connections on a node, and ends them, until the test ends.
+func accept(t *testing.T, node *netns.NS, addr string) {
+	t.Helper()
+	var l net.Listener
+	err := node.Do(func() (err error) {
+		l, err = new(net.ListenConfig).Listen(t.Context(), "tcp4", addr)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
+}
+
+// addAddress gives a node's loopback one more address.
+func addAddress(t *testing.T, ns *netns.NS, addr string) {
+	t.Helper()
+	nl, err := netlink.NewHandleAt(vnetns.NsHandle(ns.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nl.Close()
+	lo, err := nl.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := netlink.ParseAddr(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nl.AddrAdd(lo, a); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // routeToServices lets packets to Service addresses leave through a node's
