@@ -224,16 +224,25 @@ type reason struct {
 // reasons lists what a healthy lab has nothing to say about.
 func reasons() []reason {
 	r := func(expr, why string, modes ...string) reason { return reason{modes, regexp.MustCompile(expr), why} }
-	return []reason{
+	list := []reason{
 		r(`kptrace_ipvs_`, "there is no IPVS in this mode", "iptables", "userspace"),
-		r(`kubeproxy_sync_proxy_rules_iptables_total`, "there are no iptables rules to count in this mode", "ipvs", "userspace"),
+		r(`kubeproxy_sync_proxy_rules_iptables_(total|last)`, "there are no iptables rules to count in this mode", "ipvs", "userspace"),
 		r(`kptrace_affinity_list_`, "xt_recent keeps affinity in iptables mode alone", "ipvs", "userspace"),
 		r(`kptrace_reroutes_total`, "the kernel does not try another endpoint in this mode", "iptables"),
 		r(`kptrace_retries_total`, "no endpoint is tried twice for one connection"),
 		r(`kptrace_proxy_drift_total`, "nobody watches the rules in this mode", "userspace"),
 		r(`outcome="reset"`, "no connection of the scenario is reset"),
 		r(`kptrace_check_findings`, "a check that finds nothing has no findings"),
+		r(`kubeproxy_conntrack_reconciler_sync_duration_seconds`, "no UDP endpoint moves"),
+		r(`kubeproxy_iptables_(ct_state_invalid|localhost_nodeports)`, "they are absent where the kernel has no nfacct"),
+		r(`kptrace_userspace_`, "nothing is relayed in this mode", "iptables", "ipvs"),
+		r(`kptrace_endpoint(s_out|_outs|_probes|_connections_freed)`, "--server-health is off in the lab unless it is given"),
+		r(`kptrace_reroute_`, "--reroute-unanswered is off in the lab"),
 	}
+	if !HasTracing() {
+		list = append(list, r(`kptrace_(otlp|traceparent)_`, "there is no collector"))
+	}
+	return append(list, r(`kptrace_traceparent_`, "requests are looked for in iptables mode alone", "ipvs", "userspace"))
 }
 
 // checkQueries asks everything that panels and variables ask.

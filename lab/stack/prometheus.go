@@ -27,7 +27,7 @@ const MetricsPort = 10249
 
 // ProxyArgs are what nodes need to be scraped.
 func ProxyArgs() []string {
-	return []string{"--metrics-bind-address", fmt.Sprintf("0.0.0.0:%d", MetricsPort)}
+	return []string{"--metrics-bind-address", fmt.Sprintf("0.0.0.0:%d", MetricsPort), "--metrics-clients", "20"}
 }
 
 // ScrapeEvery is how often nodes are scraped and rules evaluated. Rates over

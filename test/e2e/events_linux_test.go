@@ -140,8 +140,7 @@ func TestFailureEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	node := newNode(t, c)
-	addAddress(t, node, "10.244.1.50/32")
-	addAddress(t, node, "10.244.1.51/32")
+	inside := newPod(t, node, "10.244.1.50/24", "10.244.1.51/24")
 	endpointOf(t, c, "web", "10.244.1.50", pod)
 	_, out := runKptrace(t, c, node, xtables.NFT, "--failure-events-after=3s")
 	routeToServices(t, node)
@@ -155,13 +154,15 @@ func TestFailureEvents(t *testing.T) {
 			for range 20 {
 				last = tryPort80(node, to.Spec.ClusterIP)
 			}
+			there := ""
 			for _, e := range events(t, c) {
+				there += fmt.Sprintf("%s %s %s/%s: %s\n", e.Type, e.Reason, e.Regarding.Kind, e.Regarding.Name, e.Note)
 				if e.Reason == reason && e.Type == word && e.Action == "Connect" && e.Regarding.Kind == kind &&
 					e.Regarding.Name == at.GetName() && e.Regarding.UID == at.GetUID() && strings.Contains(e.Note, note) {
 					return nil
 				}
 			}
-			return fmt.Errorf("none; the last connection: %w\n%s", last, out)
+			return fmt.Errorf("none; the last connection: %w; there are:\n%s%s", last, there, out)
 		})
 	}
 	const pods = " that get pod web-1 (10.244.1.50:8080) "
@@ -169,9 +170,9 @@ func TestFailureEvents(t *testing.T) {
 	told(web, "Service", web, "Warning", "EndpointRefused", "most connections to "+namespace+"/web:http"+pods+"fail: ")
 	told(web, "Pod", pod, "Warning", "EndpointRefused", "most connections to "+namespace+"/web:http"+pods+"fail: ")
 
-	accept(t, node, "10.244.1.50:8080")
+	serveAt(t, inside, "10.244.1.50:8080")
 	told(web, "Service", web, "Normal", "ConnectionsRecovered", "connections to "+namespace+"/web:http"+pods+"work again")
-	accept(t, node, "10.244.1.51:8080")
+	serveAt(t, inside, "10.244.1.51:8080")
 	endpointOf(t, c, "empty", "10.244.1.51", nil)
 	told(empty, "Service", empty, "Normal", "ConnectionsRecovered", "connections to "+namespace+"/empty:http work again")
 }
@@ -195,9 +196,10 @@ func endpointOf(t *testing.T, c *cluster, service, addr string, pod *corev1.Pod)
 
 // tryPort80 makes a connection from a node to port 80, and ends it.
 func tryPort80(node *netns.NS, addr string) (err error) {
+	from := net.Dialer{Timeout: 50 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}}
 	into := node.Do(func() error {
 		var conn net.Conn
-		if conn, err = net.DialTimeout("tcp4", net.JoinHostPort(addr, "80"), 50*time.Millisecond); err == nil {
+		if conn, err = from.Dial("tcp4", net.JoinHostPort(addr, "80")); err == nil {
 			conn.Close()
 		}
 		return nil
@@ -205,48 +207,48 @@ func tryPort80(node *netns.NS, addr string) (err error) {
 	return errors.Join(into, err)
 }
 
-// accept takes connections on a node, and ends them, until the test ends.
-func accept(t *testing.T, node *netns.NS, addr string) {
+// newPod makes a namespace with addresses that a node reaches.
+func newPod(t *testing.T, node *netns.NS, addrs ...string) *netns.NS {
 	t.Helper()
-	var l net.Listener
-	err := node.Do(func() (err error) {
-		l, err = new(net.ListenConfig).Listen(t.Context(), "tcp4", addr)
-		return err
-	})
+	pod, err := netns.New()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			conn.Close()
+	t.Cleanup(func() { pod.Close() })
+	set := func(ns *netns.NS, link string, addrs ...string) error {
+		nl, err := netlink.NewHandleAt(vnetns.NsHandle(ns.Fd()))
+		if err != nil {
+			return err
 		}
-	}()
-}
-
-// addAddress gives a node's loopback one more address.
-func addAddress(t *testing.T, ns *netns.NS, addr string) {
-	t.Helper()
-	nl, err := netlink.NewHandleAt(vnetns.NsHandle(ns.Fd()))
-	if err != nil {
+		defer nl.Close()
+		if link == "pod" {
+			pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: link}, PeerName: "eth0", PeerNamespace: netlink.NsFd(pod.Fd())}
+			if err := nl.LinkAdd(pair); err != nil {
+				return err
+			}
+		}
+		l, err := nl.LinkByName(link)
+		if err != nil {
+			return err
+		}
+		for _, a := range addrs {
+			addr, err := netlink.ParseAddr(a)
+			if err == nil {
+				err = nl.AddrAdd(l, addr)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if err := nl.LinkSetUp(l); err != nil || link == "pod" {
+			return err
+		}
+		return nl.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.IPv4(10, 244, 1, 1)})
+	}
+	if err := errors.Join(set(node, "pod", "10.244.1.1/24"), set(pod, "eth0", addrs...)); err != nil {
 		t.Fatal(err)
 	}
-	defer nl.Close()
-	lo, err := nl.LinkByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := netlink.ParseAddr(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := nl.AddrAdd(lo, a); err != nil {
-		t.Fatal(err)
-	}
+	return pod
 }
 
 // routeToServices lets packets to Service addresses leave through a node's

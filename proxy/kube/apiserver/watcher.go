@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,7 +93,8 @@ func (w *Watcher) Notes() []string {
 }
 
 // UID returns the UID of a Service, EndpointSlice or Pod that the Watcher knows,
-// empty for all others. It may be called at any time.
+// empty for all others. Of a Pod it knows what EndpointSlices name, if it may not
+// see Pods. It may be called at any time.
 func (w *Watcher) UID(o proxy.ObjectRef) types.UID {
 	key := o.Namespace + "/" + o.Name
 	s := w.state
@@ -110,6 +112,13 @@ func (w *Watcher) UID(o proxy.ObjectRef) types.UID {
 	case "Pod":
 		if x := s.pods.records[key]; x != nil {
 			return x.uid
+		}
+		for _, x := range s.slices {
+			for i := range x.Endpoints {
+				if r := x.Endpoints[i].TargetRef; r != nil && r.Kind == "Pod" && r.Name == o.Name && cmp.Or(r.Namespace, x.Namespace) == o.Namespace {
+					return r.UID
+				}
+			}
 		}
 	}
 	return ""

@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
@@ -249,7 +250,9 @@ func TestNodeWait(t *testing.T) {
 // the notes say what is missing until it is granted.
 func TestNames(t *testing.T) {
 	t.Parallel()
-	s := newServer(testService(1), testSlice(1, 0, 1, true), testNode("node1", "192.168.7.1"), testNode("node2", "192.168.7.2"),
+	named := testSlice(1, 0, 1, true)
+	named.Endpoints[0].TargetRef.UID = "of-the-slice"
+	s := newServer(testService(1), named, testNode("node1", "192.168.7.1"), testNode("node2", "192.168.7.2"),
 		testPod("client", "10.244.2.9"), testPod("pod-10", "10.100.0.10"))
 	s.fault("pods", forbidden("pods"))
 	s.fault("servicecidrs", apierrors.NewNotFound(schema.GroupResource{Resource: "servicecidrs"}, ""))
@@ -258,6 +261,11 @@ func TestNames(t *testing.T) {
 	ep := snap.Services[0].Endpoints[0]
 	if ep.Pod != "pod-10" || snap.Pods[ep.Addr.Addr()] != (proxy.Pod{Namespace: "shop", Name: "pod-10", Node: "node1"}) {
 		t.Errorf("endpoint %+v is %+v, want the slice's name", ep, snap.Pods[ep.Addr.Addr()])
+	}
+	for name, want := range map[string]types.UID{"pod-10": "of-the-slice", "client": ""} {
+		if got := r.UID(proxy.ObjectRef{Kind: "Pod", Namespace: "shop", Name: name}); got != want {
+			t.Errorf("UID of pod %s: %q, want %q", name, got, want)
+		}
 	}
 	eventually(t, "a note on pods", func() bool { return len(r.Notes()) == 1 })
 	if n := r.Notes()[0]; !strings.Contains(n, "EndpointSlices") || !strings.Contains(n, "list and watch on pods") {
