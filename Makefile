@@ -2,6 +2,7 @@
 #
 #   MODE=iptables         the mode of the demo's proxy, and of the stack's
 #   CHECK=1               check the stack, and exit
+#   OUTAGE=1m             with it, also without a collector for so long, under load
 #   TESTFLAGS=-count=1    what go test gets; the kernel and the user are no input
 #                         its cache knows of, so results are not cached
 #   PKGS=./trace/...      the packages to test
@@ -44,7 +45,7 @@ e2e: deps build ## against a real API server and upstream kube-proxy, built once
 	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go test -tags e2e -v -timeout 9m $(TESTFLAGS) $(if $(RUN),-run '$(RUN)') ./test/e2e/...
 
 stack: deps build ## a lab with Prometheus, OpenTelemetry Collector and Jaeger (built once, some minutes); CHECK=1 checks what they show, and exits
-	@$(ENV) KPTRACE_TRACING=$$(scripts/tracing.sh) && export KPTRACE_TRACING && bin/kptrace lab stack $(if $(MODE),--mode $(MODE)) $(if $(CHECK),--check)
+	@$(ENV) KPTRACE_TRACING=$$(scripts/tracing.sh) && export KPTRACE_TRACING && bin/kptrace lab stack $(if $(MODE),--mode $(MODE)) $(if $(CHECK),--check $(if $(OUTAGE),--outage '$(OUTAGE)'))
 
 lint: ## golangci-lint, pinned; the first run builds it
 	@scripts/lint.sh

@@ -47,6 +47,7 @@ const pagesEnv = "KPTRACE_STACK_PAGES"
 type stackFlags struct {
 	lab    labFlags
 	check  bool
+	outage time.Duration
 	runFor time.Duration
 	output string
 }
@@ -68,7 +69,8 @@ takes the collector away for a while, and exits: 3 says that something is not as
 it should be.`,
 		Example: `  kptrace lab stack
   kptrace lab stack --check
-  kptrace lab stack --check -o json`,
+  kptrace lab stack --check -o json
+  kptrace lab stack --check --outage 1m`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.lab.check(); err != nil {
@@ -83,11 +85,15 @@ it should be.`,
 			if f.runFor < 10*time.Second {
 				return usageErr(fmt.Errorf("--for=%v: give at least 10s, or there is too little to compare", f.runFor))
 			}
+			if f.outage != 0 && (f.outage < 10*time.Second || !f.check || !stack.HasTracing()) {
+				return usageErr(fmt.Errorf("--outage=%v: give at least 10s, --check, and a collector ($%s, see make stack)", f.outage, stack.TracingEnv))
+			}
 			return f.outside(cmd)
 		},
 	}
 	f.lab.add(cmd)
 	cmd.Flags().BoolVar(&f.check, "check", false, "check what the servers show against what clients counted, and exit")
+	cmd.Flags().DurationVar(&f.outage, "outage", 0, "with --check, also take the collector away for so long while many connections are made")
 	cmd.Flags().DurationVar(&f.runFor, "for", 30*time.Second, "with --check, how long traffic flows")
 	cmd.Flags().StringVarP(&f.output, "output", "o", "text", "with --check: text or json")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
@@ -275,6 +281,9 @@ func (f *stackFlags) judge(ctx context.Context, cmd *cobra.Command, s *stack.Sta
 	if stack.HasTracing() {
 		results = append(results, s.CheckExemplars(ctx)...)
 		results = append(results, s.CheckTracing(ctx, reports.all(), f.joined())...)
+		if f.outage > 0 {
+			results = append(results, s.CheckOutage(ctx, f.outage)...)
+		}
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
