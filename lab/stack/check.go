@@ -228,7 +228,7 @@ func reasons() []reason {
 		r(`kptrace_ipvs_`, "there is no IPVS in this mode", "iptables", "userspace"),
 		r(`kubeproxy_sync_proxy_rules_iptables_(total|last)`, "there are no iptables rules to count in this mode", "ipvs", "userspace"),
 		r(`kptrace_affinity_list_`, "xt_recent keeps affinity in iptables mode alone", "ipvs", "userspace"),
-		r(`kptrace_reroutes_total`, "the kernel does not try another endpoint in this mode", "iptables"),
+		r(`kptrace_reroutes_total`, "the kernel does not try another endpoint in this mode", "iptables", "ipvs"),
 		r(`kptrace_retries_total`, "no endpoint is tried twice for one connection"),
 		r(`kptrace_proxy_drift_total`, "nobody watches the rules in this mode", "userspace"),
 		r(`outcome="reset"`, "no connection of the scenario is reset"),
