@@ -42,20 +42,12 @@ func (f *failure) block(lines []int) int {
 
 // unitLine returns the line of a unit that stood alone in its block, or "".
 func (f *failure) unitLine(u *Unit, first int) string {
-	if len(u.Lines) == 1 {
-		return u.Lines[0]
+	if u.lines() == 1 {
+		return u.line(0, passChains, passRules)
 	}
 	n := f.line - first // 1 is the first of the unit
-	ordered := make([]string, 0, len(u.Lines))
-	for pass := range 2 {
-		for _, l := range u.Lines {
-			if strings.HasPrefix(l, ":") == (pass == 0) {
-				ordered = append(ordered, l)
-			}
-		}
+	if n < 1 {
+		return ""
 	}
-	if n >= 1 && n <= len(ordered) {
-		return ordered[n-1]
-	}
-	return ""
+	return u.line(n-1, passChains, passRules)
 }

@@ -1,6 +1,7 @@
 package xtables
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"strings"
@@ -17,17 +18,106 @@ type Unit struct {
 	// Owner says for whom, such as "shop/foo:http"; it names the culprit when
 	// the kernel refuses a line.
 	Owner string
+	// Chains are written as a whole: made or emptied, and filled. They come
+	// before Lines.
+	Chains []ChainText
 	// Lines are as iptables-restore reads them (":CHAIN - [0:0]", "-A …",
 	// "-X …"), without newline. A line that declares a chain also empties it.
 	Lines []string
 }
 
+// ChainText is a chain and its rules, as what stands behind "-A NAME". It refers
+// to text that others hold anyway: 160,000 rules are not copied to be written.
+type ChainText struct {
+	Name  string
+	Rules []string
+}
+
+// The lines of a ChainText are these around its name and each rule.
+const (
+	declare    = ":"
+	declareEnd = " - [0:0]"
+	appendTo   = "-A "
+)
+
+// bytes is the length of the unit's text, rules how many it adds, lines how many
+// lines it has.
 func (u *Unit) bytes() int {
 	n := 0
+	for i := range u.Chains {
+		c := &u.Chains[i]
+		n += len(declare) + len(c.Name) + len(declareEnd) + 1
+		for _, r := range c.Rules {
+			n += len(appendTo) + len(c.Name) + 1 + len(r) + 1
+		}
+	}
 	for _, l := range u.Lines {
 		n += len(l) + 1
 	}
 	return n
+}
+
+func (u *Unit) rules() int {
+	n := 0
+	for i := range u.Chains {
+		n += len(u.Chains[i].Rules)
+	}
+	for _, l := range u.Lines {
+		if strings.HasPrefix(l, appendTo) || strings.HasPrefix(l, "-I ") {
+			n++
+		}
+	}
+	return n
+}
+
+func (u *Unit) lines() int {
+	n := len(u.Lines)
+	for i := range u.Chains {
+		n += 1 + len(u.Chains[i].Rules)
+	}
+	return n
+}
+
+// write writes the lines of one pass.
+func (u *Unit) write(b *bytes.Buffer, p pass) {
+	for i := range u.Chains {
+		c := &u.Chains[i]
+		if p == passChains {
+			b.WriteString(declare)
+			b.WriteString(c.Name)
+			b.WriteString(declareEnd)
+			b.WriteByte('\n')
+			continue
+		}
+		for _, r := range c.Rules {
+			b.WriteString(appendTo)
+			b.WriteString(c.Name)
+			b.WriteByte(' ')
+			b.WriteString(r)
+			b.WriteByte('\n')
+		}
+	}
+	for _, l := range u.Lines {
+		if strings.HasPrefix(l, declare) == (p == passChains) {
+			b.WriteString(l)
+			b.WriteByte('\n')
+		}
+	}
+}
+
+// line returns a line by its number among those of its passes, "" beyond.
+func (u *Unit) line(n int, passes ...pass) string {
+	var b bytes.Buffer
+	for _, p := range passes {
+		u.write(&b, p)
+	}
+	for l := range strings.Lines(b.String()) {
+		if n == 0 {
+			return strings.TrimSuffix(l, "\n")
+		}
+		n--
+	}
+	return ""
 }
 
 // Phase is a list of units that may be committed together, in their order. All

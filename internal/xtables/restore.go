@@ -1,6 +1,7 @@
 package xtables
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -215,17 +216,15 @@ func (a *applying) works() error {
 // from 0 at the "*table" line, or -1.
 func (a *applying) unitAt(b block, line int) int {
 	n := 1
-	for pass := range 2 {
+	for _, p := range [...]pass{passChains, passRules} {
 		for i := b.from; i < b.to; i++ {
-			for _, l := range a.units[i].Lines {
-				if strings.HasPrefix(l, ":") != (pass == 0) {
-					continue
-				}
-				if n == line {
-					return i
-				}
-				n++
+			var text bytes.Buffer
+			a.units[i].write(&text, p)
+			lines := bytes.Count(text.Bytes(), []byte("\n"))
+			if line >= n && line < n+lines {
+				return i
 			}
+			n += lines
 		}
 	}
 	return -1
@@ -236,14 +235,12 @@ func (a *applying) done(b block) {
 	a.rep.Units += b.to - b.from
 	for i := b.from; i < b.to; i++ {
 		a.rep.Bytes += a.units[i].bytes()
-		for _, l := range a.units[i].Lines {
-			if strings.HasPrefix(l, "-A ") || strings.HasPrefix(l, "-I ") {
-				a.rep.Rules++
-				if a.rep.Tables == nil {
-					a.rep.Tables = map[string]int{}
-				}
-				a.rep.Tables[a.units[i].Table]++
+		if n := a.units[i].rules(); n > 0 {
+			a.rep.Rules += n
+			if a.rep.Tables == nil {
+				a.rep.Tables = map[string]int{}
 			}
+			a.rep.Tables[a.units[i].Table] += n
 		}
 	}
 }
@@ -258,7 +255,7 @@ func (a *applying) text(run []block) (t *text, lines []int) {
 		t.blocks = append(t.blocks, a.units[bl.from:bl.to])
 		n += 2
 		for i := bl.from; i < bl.to; i++ {
-			n += len(a.units[i].Lines)
+			n += a.units[i].lines()
 		}
 	}
 	return t, lines

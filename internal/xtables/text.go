@@ -3,7 +3,6 @@ package xtables
 import (
 	"bytes"
 	"io"
-	"strings"
 )
 
 // text reads as what iptables-restore takes: each block, units of one table, is
@@ -45,12 +44,7 @@ func (t *text) step() {
 		t.buf.WriteString("*" + units[0].Table + "\n")
 		t.pass = passChains
 	case t.unit < len(units):
-		for _, l := range units[t.unit].Lines {
-			if strings.HasPrefix(l, ":") == (t.pass == passChains) {
-				t.buf.WriteString(l)
-				t.buf.WriteByte('\n')
-			}
-		}
+		units[t.unit].write(&t.buf, t.pass)
 		t.unit++
 	case t.pass == passChains:
 		t.pass, t.unit = passRules, 0

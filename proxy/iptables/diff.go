@@ -211,19 +211,28 @@ func (c *Change) owner() string {
 	return fmt.Sprintf("Service %s %s", c.Service, c.Service.Proto)
 }
 
-// lines writes what puts the change right.
-func (c *Change) lines() []string {
-	var out []string
-	switch {
-	case c.Kind == xtables.Extra:
-		return []string{":" + c.Chain + " - [0:0]", "-X " + c.Chain}
-	case c.Kind == xtables.Missing || c.what == rewrite:
-		out = append(make([]string, 0, 1+len(c.rules)), ":"+c.Chain+" - [0:0]")
-		for _, r := range c.rules {
-			out = append(out, "-A "+c.Chain+" "+r)
-		}
-		return out
+// whole reports whether the chain is written as a whole, which is rules.
+func (c *Change) whole() bool {
+	return c.Kind == xtables.Missing || c.Kind != xtables.Extra && c.what == rewrite
+}
+
+func (c *Change) text() xtables.ChainText { return xtables.ChainText{Name: c.Chain, Rules: c.rules} }
+
+// into adds to a unit what puts the change right.
+func (c *Change) into(u *xtables.Unit) {
+	if c.whole() {
+		u.Chains = append(u.Chains, c.text())
+		return
 	}
+	u.Lines = append(u.Lines, c.lines()...)
+}
+
+// lines writes what puts a change right that does not write the whole chain.
+func (c *Change) lines() []string {
+	if c.Kind == xtables.Extra {
+		return []string{":" + c.Chain + " - [0:0]", "-X " + c.Chain}
+	}
+	var out []string
 	for _, r := range c.Remove {
 		out = append(out, "-D "+c.Chain+" "+r)
 	}

@@ -45,15 +45,17 @@ func plans(changes []Change) (first, second xtables.Plan) {
 				u = &xtables.Unit{Table: c.Table, Owner: "the fixed rules"}
 				base[c.Table] = u
 			}
-			u.Lines = append(u.Lines, c.lines()...)
+			c.into(u)
 			continue
 		}
 		phase := &admit
 		if c.Table == "nat" {
 			phase = &stale
 		}
-		if c.Kind == xtables.Extra {
-			phase.Units = append(phase.Units, xtables.Unit{Table: c.Table, Owner: c.owner(), Lines: c.lines()})
+		if c.Kind == xtables.Extra || c.whole() {
+			u := xtables.Unit{Table: c.Table, Owner: c.owner()}
+			c.into(&u)
+			phase.Units = append(phase.Units, u)
 			continue
 		}
 		for lines := range slices.Chunk(c.lines(), bigUnit) {
@@ -72,43 +74,48 @@ func plans(changes []Change) (first, second xtables.Plan) {
 // planService orders the changes of one Service port.
 func planService(changes []Change, refuse, prepare, services, dispose, admit *xtables.Phase) {
 	owner := changes[0].owner()
-	add := func(p *xtables.Phase, table string, lines []string) {
-		if len(lines) > 0 {
-			p.Units = append(p.Units, xtables.Unit{Table: table, Owner: owner, Lines: lines})
+	add := func(p *xtables.Phase, u xtables.Unit) {
+		if len(u.Chains)+len(u.Lines) > 0 {
+			u.Owner = owner
+			p.Units = append(p.Units, u)
 		}
 	}
-	var refusals, admissions []string
-	var endpoints, nat, dead [][]string // the lines of each change
-	size := 0
+	refusals, admissions := xtables.Unit{Table: "filter"}, xtables.Unit{Table: "filter"}
+	nat := xtables.Unit{Table: "nat", Chains: make([]xtables.ChainText, 0, len(changes))}
+	size, endpoints := 0, 0 // of nat: the lines, and how many chains of endpoints lead it
+	var dead []string
 	for i := range changes {
 		c := &changes[i]
-		lines := c.lines()
 		switch {
 		case c.Table == "filter" && c.what == discard:
-			admissions = append(admissions, lines...)
+			c.into(&admissions)
 		case c.Table == "filter":
-			refusals = append(refusals, lines...)
+			c.into(&refusals)
 		case c.Kind == xtables.Extra:
-			dead, size = append(dead, lines), size+len(lines)
-		case strings.HasPrefix(c.Chain, prefixEndpoint):
-			endpoints, size = append(endpoints, lines), size+len(lines)
+			dead, size = append(dead, c.lines()...), size+2
+		case c.whole() && strings.HasPrefix(c.Chain, prefixEndpoint):
+			nat.Chains, size = slices.Insert(nat.Chains, endpoints, c.text()), size+1+len(c.rules)
+			endpoints++
 		default:
-			nat, size = append(nat, lines), size+len(lines)
+			c.into(&nat)
+			size += 1 + len(c.rules) + len(c.Add) + len(c.Remove)
 		}
 	}
-	add(refuse, "filter", refusals)
+	add(refuse, refusals)
 	if size <= bigUnit {
-		add(services, "nat", slices.Concat(slices.Concat(endpoints...), slices.Concat(nat...), slices.Concat(dead...)))
+		nat.Lines = append(nat.Lines, dead...)
+		add(services, nat)
 	} else {
-		for part := range slices.Chunk(endpoints, bigUnit/4) {
-			add(prepare, "nat", slices.Concat(part...))
+		for part := range slices.Chunk(nat.Chains[:endpoints], bigUnit/4) {
+			add(prepare, xtables.Unit{Table: "nat", Chains: part})
 		}
-		add(services, "nat", slices.Concat(nat...))
-		for part := range slices.Chunk(dead, bigUnit/4) {
-			add(dispose, "nat", slices.Concat(part...))
+		nat.Chains = nat.Chains[endpoints:]
+		add(services, nat)
+		for part := range slices.Chunk(dead, bigUnit/2) {
+			add(dispose, xtables.Unit{Table: "nat", Lines: part})
 		}
 	}
-	add(admit, "filter", admissions)
+	add(admit, admissions)
 }
 
 // leaveOut leaves out the units of owners that failed before.

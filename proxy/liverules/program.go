@@ -38,7 +38,6 @@ type Program struct {
 	cfg      Config
 	families []*family
 	index    proxy.Index
-	text     strings.Builder
 }
 
 var _ proxy.Program = (*Program)(nil)
@@ -75,7 +74,6 @@ func New(cfg Config, rulesets ...*xtables.Ruleset) *Program {
 		f.read()
 		p.families = append(p.families, f)
 		p.tagged(f)
-		p.text.WriteString(rs.String())
 	}
 	return p
 }
@@ -202,7 +200,13 @@ func ruleService(r *xtables.Rule) (proxy.PortName, bool) {
 }
 
 // Text returns the rules as iptables-save prints them.
-func (p *Program) Text() string { return p.text.String() }
+func (p *Program) Text() string {
+	var b strings.Builder
+	for _, f := range p.families {
+		b.WriteString(f.rules.String())
+	}
+	return b.String()
+}
 
 // Problems is empty: what is wrong with rules, a check says.
 func (p *Program) Problems() []proxy.Problem { return nil }

@@ -39,7 +39,7 @@ type result struct {
 	Full, FloorFull       float64
 	Endpoint, Add, Remove float64
 	FloorEndpoint         float64
-	Unhooked              float64 // FloorEndpoint in a table that no packet comes by
+	Minimum               float64 // of the kernel, for one rule of nf_tables
 	Restart               float64
 	Memory                int64
 	DriftCPU, DriftSeen   float64
