@@ -66,8 +66,10 @@ type Config struct {
 	// requests that name a span; 0 if they do not.
 	RequestGroup uint16
 	// CheckEvery is how often the kernel is compared with what it should have,
-	// for the metrics; 0 is never. It reads all rules.
-	CheckEvery time.Duration
+	// for the metrics; 0 is never. It reads all rules, so where a Program of ours
+	// has more than CheckMaxRules it is left to those who ask for it.
+	CheckEvery    time.Duration
+	CheckMaxRules int
 	// OTLP says where connections are exported to, nil nowhere.
 	OTLP *otlp.Config
 	// Wanted is the mode that was asked for, if another one runs because it

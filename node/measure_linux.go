@@ -38,8 +38,12 @@ func (n *node) measure() {
 			reconciled(r)
 		}
 	}
+	views := 2 // for those who ask; the tracer, where there is one, looks further back
+	if n.cfg.Trace {
+		views = 0
+	}
 	n.syncer = proxy.NewSyncer(proxy.SyncerConfig{
-		Backend: n.cfg.Backend, MinInterval: n.cfg.MinSyncPeriod, Logger: n.cfg.Logger, Observe: n.observe,
+		Backend: n.cfg.Backend, MinInterval: n.cfg.MinSyncPeriod, KeepViews: views, Logger: n.cfg.Logger, Observe: n.observe,
 	})
 }
 

@@ -34,7 +34,7 @@ func (n *node) metricsConfig(families []string) prom.Config {
 		Version: n.cfg.Version, Families: families,
 		Mode: n.cfg.Backend.Mode(), Wanted: n.cfg.Wanted,
 		Sync: func() proxy.SyncStats { return n.syncer.Stats() }, Started: n.started,
-		Flows: n.cfg.Metrics, View: n.view,
+		Flows: n.cfg.Metrics, Untraced: !n.cfg.Trace, View: n.view,
 		Packets: packetCounter, Conntrack: new(tableStats).read, Recent: (&recentLists{view: n.view}).read,
 		EndpointHealth: n.endpointHealth,
 	}
@@ -122,12 +122,23 @@ func (n *node) checkOften(ctx context.Context) {
 		return
 	}
 	wait := min(n.cfg.CheckEvery, 30*time.Second) // the first look comes soon
+	said := false
 	for {
 		pause(ctx, wait)
 		if ctx.Err() != nil {
 			return
 		}
 		wait = n.cfg.CheckEvery
+		if rules := n.rules(); n.cfg.CheckMaxRules > 0 && rules > n.cfg.CheckMaxRules {
+			if !said {
+				n.cfg.Logger.Info("the kernel is not checked for the metrics, which would take much memory: ask kptrace check, or raise --metrics-check-max-rules",
+					"rules", rules, "max", n.cfg.CheckMaxRules)
+			}
+			said = true
+			n.findings.set(nil)
+			continue
+		}
+		said = false
 		err := guard(func() error {
 			s, err := n.inspect(ctx)
 			if err == nil {
@@ -139,6 +150,23 @@ func (n *node) checkOften(ctx context.Context) {
 			n.cfg.Logger.Warn("the kernel was not checked", "err", err)
 		}
 	}
+}
+
+// rules is how many rules the Program in force has, 0 where that is not known.
+func (n *node) rules() int {
+	v := n.view()
+	if v == nil {
+		return 0
+	}
+	c, ok := v.Program.(interface{ RuleCounts() map[proxy.Table]int })
+	if !ok {
+		return 0
+	}
+	sum := 0
+	for _, rules := range c.RuleCounts() {
+		sum += rules
+	}
+	return sum
 }
 
 // tellFailures has owners told of failures that persist, until ctx ends.

@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// keepViews is how many generations of intent observers can look back on.
+// keepViews is how many generations of intent observers can look back on if
+// SyncerConfig says nothing.
 const keepViews = 8
 
 // SyncerConfig says how often a Syncer works.
@@ -28,6 +29,10 @@ type SyncerConfig struct {
 	// next, by which also such changes of others are found that nobody saw: 1 h
 	// if zero, never if negative. It needs a Backend that is a Forgetter.
 	FullEvery time.Duration
+	// KeepViews is how many generations of intent observers can look back on: 8
+	// if zero. Two have always one that the kernel has followed to its end. With
+	// 5,000 Services each takes some 4 MB.
+	KeepViews int
 	// Observe is called after each sync with its View, whose Done and Err are
 	// set, and what was written. It must not wait. Nil means nobody looks.
 	Observe func(*View, Report)
@@ -79,6 +84,9 @@ func NewSyncer(cfg SyncerConfig) *Syncer {
 	}
 	if cfg.Retry == 0 {
 		cfg.Retry = time.Second
+	}
+	if cfg.KeepViews == 0 {
+		cfg.KeepViews = keepViews
 	}
 	if cfg.FullEvery == 0 {
 		cfg.FullEvery = time.Hour
@@ -298,8 +306,9 @@ func caught(doing string, f func() error) (err error) {
 }
 
 func (s *Syncer) publish(v *View, older []*View) {
-	views := make([]*View, 0, keepViews)
+	keep := s.cfg.KeepViews
+	views := make([]*View, 0, keep)
 	views = append(views, v)
-	views = append(views, older[:min(len(older), keepViews-1)]...)
+	views = append(views, older[:min(len(older), keep-1)]...)
 	s.views.Store(&views)
 }

@@ -259,3 +259,20 @@ func TestSyncerPartial(t *testing.T) {
 		}
 	})
 }
+
+// TestKeepViews has two generations kept, of which one has been followed to its
+// end whatever happens.
+func TestKeepViews(t *testing.T) {
+	s := NewSyncer(SyncerConfig{KeepViews: 2})
+	for range 5 {
+		older := s.Views()
+		s.publish(&View{}, older)
+		if n := len(s.Views()); n > 2 {
+			t.Fatalf("%d views kept", n)
+		}
+		s.publish(&View{Done: time.Now()}, older)
+		if v := s.Views(); v[len(v)-1].Done.IsZero() {
+			t.Error("the older one is not done")
+		}
+	}
+}

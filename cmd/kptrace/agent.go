@@ -178,7 +178,7 @@ func (f *agentFlags) nodeConfig(c *config.Config, logger *slog.Logger) (node.Con
 		return node.Config{}, usageErr(err)
 	}
 	return node.Config{
-		Version: version, Logger: logger, Metrics: metrics, CheckEvery: p.metrics.checkEvery, OTLP: exported,
+		Version: version, Logger: logger, Metrics: metrics, CheckEvery: p.metrics.checkEvery, CheckMaxRules: p.metrics.checkRules, OTLP: exported,
 		Trace: true, ReadOnly: f.readOnly, NoLocalhost: true,
 		NFLogGroup: p.group, MasqueradeMark: 1 << *c.IPTables.MasqueradeBit,
 		Socket: p.socket, HistoryFailures: p.historyFailures, HistorySuccesses: p.historySuccesses,

@@ -99,7 +99,8 @@ iptables: {minSyncPeriod: 10ms}
 conntrack: {udpTimeout: 17s}
 `
 	writeFile(t, path, text)
-	p := w.start("kptrace", "proxy", "--config", path, "--manifests", w.manifests, "--ipvs-scheduler=rr", "-v=2")
+	p := w.start("kptrace", "proxy", "--config", path, "--manifests", w.manifests, "--ipvs-scheduler=rr", "-v=2",
+		"--metrics-check-every=50ms", "--metrics-check-max-rules=5")
 	w.synced(p)
 
 	w.gets("http://127.0.0.1:10256/healthz", 200, `"nodeEligible":true`, `"healthy":true`, `"IPv4":{`)
@@ -132,7 +133,7 @@ conntrack: {udpTimeout: 17s}
 	}
 	w.gets("http://127.0.0.1:31000/", 0)
 
-	for _, want := range []string{"Using iptables Proxier", "falling back to the iptables mode", "ignored because --config is given: --ipvs-scheduler"} {
+	for _, want := range []string{"Using iptables Proxier", "falling back to the iptables mode", "the kernel is not checked for the metrics", "ignored because --config is given: --ipvs-scheduler"} {
 		if !strings.Contains(p.err.String(), want) {
 			t.Errorf("the log does not say %q:\n%s", want, p.err)
 		}

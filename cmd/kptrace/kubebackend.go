@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -43,12 +44,37 @@ func fromNFTables(c *config.Config) *config.Config {
 	return c
 }
 
-// mode is the mode that runs: the wanted one, unless it falls back.
-func mode(wanted proxy.Mode, fallback string) proxy.Mode {
-	if fallback != "" {
-		return proxy.IPTables
+// choice is the mode that runs, and why it is not the wanted one.
+type choice struct {
+	wanted, mode proxy.Mode
+	fallback     string
+}
+
+// fallTo goes on to the next mode, as kube-proxy did: from ipvs to iptables to
+// userspace.
+func (c *choice) fallTo(m proxy.Mode, why string) {
+	if c.fallback != "" {
+		why = c.fallback + "; and mode " + string(c.mode) + " cannot run either: " + why
 	}
-	return wanted
+	c.mode, c.fallback = m, why
+}
+
+// tryIPTables finds out whether the kernel has what the iptables mode needs, and
+// falls back to userspace where it has not. Whatever else fails is not for
+// another mode to mend: each needs iptables.
+func (f *proxyFlags) tryIPTables(ctx context.Context, b *iptables.Dual, c *choice) error {
+	if f.dryRun || c.mode != proxy.IPTables {
+		return nil
+	}
+	why, err := b.Lacks(ctx)
+	if why == "" || err != nil {
+		return ctx.Err() // an error comes again when rules are programmed
+	}
+	if !f.modeFallback {
+		return fmt.Errorf("mode iptables cannot run here: %s; mend that, use --mode userspace, or leave out --mode-fallback=false", why)
+	}
+	c.fallTo(proxy.Userspace, why)
+	return nil
 }
 
 // backendConfig says what is programmed. The configuration is valid.
@@ -117,7 +143,7 @@ func (f *proxyFlags) nodeConfig(c *config.Config, logger *slog.Logger) (node.Con
 		return node.Config{}, usageErr(err)
 	}
 	return node.Config{
-		Metrics: metrics, CheckEvery: f.metrics.checkEvery, FailureEventsAfter: f.metrics.eventsAfter, OTLP: exported,
+		Metrics: metrics, CheckEvery: f.metrics.checkEvery, CheckMaxRules: f.metrics.checkRules, FailureEventsAfter: f.metrics.eventsAfter, OTLP: exported,
 		Version: version, Logger: logger,
 		Trace: f.trace, NFLogGroup: f.group, MasqueradeMark: 1 << *c.IPTables.MasqueradeBit,
 		Socket: f.socket, HistoryFailures: f.historyFailures, HistorySuccesses: f.historySuccesses,

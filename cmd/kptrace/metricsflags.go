@@ -27,6 +27,7 @@ type metricsFlags struct {
 	clientAllow []string
 	staleAfter  time.Duration
 	checkEvery  time.Duration
+	checkRules  int
 	eventsAfter time.Duration
 }
 
@@ -43,6 +44,7 @@ func (f *metricsFlags) add(cmd *cobra.Command) {
 	fl.StringSliceVar(&f.clientAllow, "metrics-client-allow", nil, "only for clients that match, as shop/*,10.1.2.3")
 	fl.DurationVar(&f.staleAfter, "metrics-stale-after", 5*time.Minute, "drop an endpoint's series this long after it left its Service")
 	fl.DurationVar(&f.checkEvery, "metrics-check-every", 5*time.Minute, "compare the kernel with what it should have this often, as kptrace check does; 0 is never")
+	fl.IntVar(&f.checkRules, "metrics-check-max-rules", 50_000, "leave that to kptrace check where the node has more rules, for it takes about 1 KB of memory for each; 0 is never")
 	_ = cmd.RegisterFlagCompletionFunc("metrics-histograms", cobra.FixedCompletions(scopes, cobra.ShellCompDirectiveNoFileComp))
 }
 

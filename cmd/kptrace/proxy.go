@@ -110,7 +110,7 @@ A start in one mode removes the rules of others.`,
 	f.kube.add(fl)
 	f.relay.add(fl)
 	f.ipvs.add(fl)
-	fl.BoolVar(&f.modeFallback, "mode-fallback", true, "where the wanted mode cannot run, use iptables and say so; false refuses")
+	fl.BoolVar(&f.modeFallback, "mode-fallback", true, "where the wanted mode cannot run, use the next one of ipvs, iptables and userspace and say so; false refuses")
 	addBackendFlags(cmd, &f)
 	fl.BoolVar(&f.takeOver, "take-over", false, "start although KUBE-* rules are live in the other iptables flavour, and remove them")
 	fl.BoolVar(&f.trace, "trace", true, "watch what the kernel does with Service packets")
@@ -181,8 +181,17 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 			return err
 		}
 	}
+	chosen := choice{wanted: wanted, mode: wanted}
 	if fallback != "" {
-		logger.Error("falling back to the iptables mode", "wanted", wanted, "because", fallback)
+		chosen.fallTo(proxy.IPTables, fallback)
+	}
+	if !f.kube.initOnly {
+		if err := f.tryIPTables(cmd.Context(), iptables.NewDual(cfg), &chosen); err != nil {
+			return err
+		}
+	}
+	if chosen.fallback != "" {
+		logger.Error("falling back to the "+string(chosen.mode)+" mode", "wanted", wanted, "because", chosen.fallback)
 	}
 	if f.socket == "" {
 		f.socket = relay.DefaultSocket()
@@ -191,30 +200,30 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	if err != nil {
 		return err
 	}
-	nodeCfg.Name, nodeCfg.Wanted, nodeCfg.Fallback = name, wanted, fallback
-	if nodeCfg.RequestGroup, err = f.otlp.requestGroup(&f, mode(wanted, fallback)); err != nil {
+	nodeCfg.Name, nodeCfg.Wanted, nodeCfg.Fallback = name, wanted, chosen.fallback
+	if nodeCfg.RequestGroup, err = f.otlp.requestGroup(&f, chosen.mode); err != nil {
 		return usageErr(err)
 	}
 	cfg.RequestGroup = nodeCfg.RequestGroup
-	if mode(wanted, fallback) == proxy.IPVS {
+	if chosen.mode == proxy.IPVS {
 		forIPVS(&nodeCfg, kcfg)
 	}
 	nodeCfg.HTTP.Verbosity = func(n int) { level.Set(levelOf(n, f.verbose)) }
 	if f.kube.initOnly {
 		return node.Init(nodeCfg)
 	}
-	if f.dropIn() && !f.dryRun && mode(wanted, fallback) == proxy.IPTables {
+	if f.dropIn() && !f.dryRun && chosen.mode == proxy.IPTables {
 		err := iptables.EnsureCounters()
 		if cfg.Counters = err == nil; err != nil {
 			logger.Info("two metrics stay absent: the kernel gives no packet counters", "err", err)
 		}
 	}
-	if err := f.relay.checkReroute(mode(wanted, fallback), f.trace); err != nil {
+	if err := f.relay.checkReroute(chosen.mode, f.trace); err != nil {
 		return usageErr(err)
 	}
 	cfg.Reroute, nodeCfg.Reroute = f.relay.reroute > 0, f.relay.reroute
 	var backend proxy.Backend = iptables.NewDual(cfg)
-	switch mode(wanted, fallback) {
+	switch chosen.mode {
 	case proxy.IPVS:
 		backend = onIPVS
 	case proxy.Userspace:
@@ -245,7 +254,7 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	if !f.trace && os.Getenv("GOGC") == "" {
 		// Its garbage comes at syncs alone, where nobody waits for the few
 		// milliseconds more that it costs to need a third less memory.
-		debug.SetGCPercent(50)
+		debug.SetGCPercent(30)
 	}
 
 	// Ctrl-C is somebody at a terminal who wants it undone; SIGTERM is a

@@ -41,6 +41,9 @@ type Config struct {
 	// not its to measure.
 	Started time.Time
 
+	// Untraced says that nobody sees connections: the metrics about them, and
+	// of the Services that they would be to, are left out.
+	Untraced bool
 	// Flows shapes what is made of connections.
 	Flows FlowConfig
 	// View is the generation of intent that the kernel holds, nil before the

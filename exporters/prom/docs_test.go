@@ -102,6 +102,11 @@ whose trace is exported) and protobuf (with native histograms) are spoken.
   counted together under ` + "`other`" + `, and ` + "`kptrace_metrics_folded_updates_total`" + ` says
   how much that is.
 - Clients are not told apart, unless ` + "`--metrics-clients=N`" + ` asks for it.
+- With ` + "`--trace=false`" + ` nobody sees connections: the metrics about them, and those of
+  Services and their endpoints, are left out.
+- ` + "`kptrace_check_findings`" + ` is not kept up to date where there are more rules than
+  ` + "`--metrics-check-max-rules`" + ` (50,000): to read that many takes about 1 KB each.
+  ` + "`kptrace check`" + ` does it when asked.
 - Histograms are by Service port; ` + "`--metrics-histograms`" + ` divides them by endpoint, or
   leaves them out.
 - What events were lost cannot be counted: ` + "`kptrace_lost_events_total`" + ` and

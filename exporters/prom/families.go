@@ -266,14 +266,17 @@ type gatherer struct{ *Exporter }
 // Gather is called by the HTTP handler, and done when all is written.
 func (g gatherer) Gather() (families []*dto.MetricFamily, done func(), err error) {
 	now := time.Now()
-	g.flows.drain(now)
-	if g.cfg.View != nil {
-		g.flows.mu.Lock()
-		g.flows.look(g.cfg.View(), now)
-		g.flows.mu.Unlock()
-	}
 	a := g.arenas.get()
-	ours := g.flows.gather(a)
+	var ours []*dto.MetricFamily
+	if !g.cfg.Untraced {
+		g.flows.drain(now)
+		if g.cfg.View != nil {
+			g.flows.mu.Lock()
+			g.flows.look(g.cfg.View(), now)
+			g.flows.mu.Unlock()
+		}
+		ours = g.flows.gather(a)
+	}
 	theirs, err := g.registry.Gather()
 	families = make([]*dto.MetricFamily, 0, len(ours)+len(theirs))
 	for len(ours) > 0 && len(theirs) > 0 {

@@ -197,3 +197,14 @@ func TestChanges(t *testing.T) {
 		}
 	}
 }
+
+// TestUntraced leaves out what nobody can count.
+func TestUntraced(t *testing.T) {
+	v := &proxy.View{Snapshot: &proxy.Snapshot{Services: []proxy.Service{servicePort("a", false)}}, Program: program{}}
+	for _, untraced := range []bool{false, true} {
+		text := scrape(t, New(Config{Untraced: untraced, View: func() *proxy.View { return v }}))
+		if got := strings.Contains(text, "kptrace_service_endpoints{"); got == untraced {
+			t.Errorf("untraced %v: series of Services: %v", untraced, got)
+		}
+	}
+}

@@ -1,9 +1,11 @@
 package xtables
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -141,6 +143,39 @@ func (t *Tools) Save(ctx context.Context, fl Flavour, fa Family, table string, c
 	return rs, nil
 }
 
+// Mentions reports whether any of the texts is in what SaveText would return,
+// without holding it: it may be tens of megabytes.
+func (t *Tools) Mentions(ctx context.Context, fl Flavour, fa Family, texts ...string) (bool, error) {
+	m := mentions{}
+	for _, text := range texts {
+		m.texts = append(m.texts, []byte(text))
+	}
+	err := t.save(ctx, &m, fl, fa)
+	return m.found, err
+}
+
+// mentions looks for texts in what is written to it.
+type mentions struct {
+	texts [][]byte
+	tail  []byte // of what came before, for texts across two writes
+	found bool
+}
+
+// Write implements io.Writer.
+func (m *mentions) Write(b []byte) (int, error) {
+	for _, text := range m.texts {
+		edge := append(m.tail[:len(m.tail):len(m.tail)], b[:min(len(b), len(text))]...)
+		m.found = m.found || bytes.Contains(b, text) || bytes.Contains(edge, text)
+	}
+	m.tail = append(m.tail, b...)
+	longest := 0
+	for _, text := range m.texts {
+		longest = max(longest, len(text))
+	}
+	m.tail = append([]byte(nil), m.tail[max(0, len(m.tail)-longest):]...)
+	return len(b), nil
+}
+
 // SaveText returns what Save would parse.
 func (t *Tools) SaveText(ctx context.Context, fl Flavour, fa Family, table string, counters bool) (string, error) {
 	var args []string
@@ -150,13 +185,19 @@ func (t *Tools) SaveText(ctx context.Context, fl Flavour, fa Family, table strin
 	if table != "" {
 		args = append(args, "-t", table)
 	}
+	var text strings.Builder
+	err := t.save(ctx, &text, fl, fa, args...)
+	return text.String(), err
+}
+
+func (t *Tools) save(ctx context.Context, to io.Writer, fl Flavour, fa Family, args ...string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, saveTimeout, errors.New("iptables-save takes too long"))
 	defer cancel()
 	s := t.spec(Program(fl, fa, "save"), args...)
 	s.Grace = -1 // it only reads
-	res, err := exec.Run(ctx, s)
-	if err != nil {
-		return "", fmt.Errorf("xtables: saving: %w", err)
+	s.Stdout = to
+	if _, err := exec.Run(ctx, s); err != nil {
+		return fmt.Errorf("xtables: saving: %w", err)
 	}
-	return string(res.Stdout), nil
+	return nil
 }

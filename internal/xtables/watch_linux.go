@@ -24,6 +24,7 @@ type Watch struct {
 		pause(*Sight) error
 		settle(*Sight, int) error
 		look(*Sight) error
+		aside(f func())
 		close() error
 	}
 }
@@ -76,6 +77,9 @@ func (w *Watch) Settle(commits int) {
 		w.seen.note(Doubt, err.Error())
 	}
 }
+
+// Aside runs f, which writes tables of ours that another Watch looks at.
+func (w *Watch) Aside(f func()) { w.side.aside(f) }
 
 // Look returns what was seen since whole tables were compared last.
 func (w *Watch) Look() Sight {

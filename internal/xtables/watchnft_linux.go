@@ -81,6 +81,9 @@ func (w *nftWatch) settle(s *Sight, commits int) error {
 	return nil
 }
 
+// aside need not do anything: what is announced says of which family it is.
+func (w *nftWatch) aside(f func()) { f() }
+
 func (w *nftWatch) look(s *Sight) error {
 	if !w.joined {
 		return nil

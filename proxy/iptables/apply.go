@@ -81,12 +81,12 @@ func (b *Backend) changes(ctx context.Context, p *program, rep *proxy.Report) ([
 	}
 	b.pause(true)
 	defer func(start time.Time) { b.lastFull = time.Since(start) }(time.Now())
-	have, err := b.runner.Save(ctx, "")
+	have, err := b.runner.List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	c := have.Chain("nat", chainReroute)
-	b.reroute.left = c != nil && len(c.Rules) > 0 && len(b.reroute.moved) == 0
+	left, _ := have.Chain("nat", chainReroute)
+	b.reroute.left = len(left) > 0 && len(b.reroute.moved) == 0
 	return newLive(have).diff(p), nil
 }
 

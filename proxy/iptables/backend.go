@@ -14,6 +14,8 @@ type Backend struct {
 	cfg Config
 	// lookEvery is what Watch waits between looks; tests shorten it.
 	lookEvery time.Duration
+	// sysctls is where they are; tests give another folder.
+	sysctls string
 
 	render   sync.Mutex // protects what follows
 	memo     map[proxy.PortName]*unit
@@ -42,7 +44,9 @@ var (
 )
 
 // New returns a Backend that has not touched the kernel.
-func New(cfg Config) *Backend { return &Backend{cfg: cfg.withDefaults(), lookEvery: lookEvery} }
+func New(cfg Config) *Backend {
+	return &Backend{cfg: cfg.withDefaults(), lookEvery: lookEvery, sysctls: "/proc/sys"}
+}
 
 // Mode returns proxy.IPTables.
 func (b *Backend) Mode() proxy.Mode { return proxy.IPTables }

@@ -69,7 +69,7 @@ func (b *Backend) clean(ctx context.Context, fl xtables.Flavour, have *xtables.R
 
 // cleanupPlan lists what to remove. The errors name what must stay.
 func cleanupPlan(have *xtables.Ruleset) (xtables.Plan, []error) {
-	l := newLive(have)
+	l := newLive(xtables.List(have))
 	jumps := xtables.Phase{Name: "jumps"}
 	chains := xtables.Phase{Name: "chains"}
 	kubelet := have.Chain("mangle", "KUBE-KUBELET-CANARY") != nil || have.Chain("mangle", "KUBE-IPTABLES-HINT") != nil

@@ -48,7 +48,7 @@ func Diff(have *xtables.Ruleset, want proxy.Program) []Change {
 	if !ok || p.cfg.Family != have.Family {
 		return nil
 	}
-	return newLive(have).diff(p)
+	return newLive(xtables.List(have)).diff(p)
 }
 
 // having is what is there now, of one Service port or of all.

@@ -88,6 +88,18 @@ func (b *Backend) openWatch(ctx context.Context) error {
 	return nil
 }
 
+// aside runs f, in which the other family is written: that it uses the lock of
+// iptables-legacy, which both have in common, is no sign of others.
+func (b *Backend) aside(f func()) {
+	b.apply.Lock()
+	defer b.apply.Unlock()
+	if b.watch == nil {
+		f()
+		return
+	}
+	b.watch.Aside(f)
+}
+
 func (b *Backend) closeWatch() {
 	b.apply.Lock()
 	defer b.apply.Unlock()

@@ -162,11 +162,13 @@ func (d *Dual) Apply(ctx context.Context, prog proxy.Program) (proxy.Report, err
 	if !ok {
 		return d.v4.Apply(ctx, prog)
 	}
-	rep, err := d.v4.Apply(ctx, p.v4)
+	var rep, more proxy.Report
+	var err, err6 error
+	d.v6.aside(func() { rep, err = d.v4.Apply(ctx, p.v4) })
 	if d.off.Load() {
 		return rep, err
 	}
-	more, err6 := d.v6.Apply(ctx, p.v6)
+	d.v4.aside(func() { more, err6 = d.v6.Apply(ctx, p.v6) })
 	if err6 != nil {
 		err6 = fmt.Errorf("IPv6: %w", err6)
 	}

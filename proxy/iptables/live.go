@@ -8,27 +8,17 @@ import (
 
 // live is what iptables-save read.
 type live struct {
-	rs     *xtables.Ruleset
+	*xtables.Listing
 	shared map[[2]string]map[string]place
 }
 
 type place struct{ at, times int }
 
-func newLive(rs *xtables.Ruleset) *live {
-	return &live{rs: rs, shared: make(map[[2]string]map[string]place)}
+func newLive(have *xtables.Listing) *live {
+	return &live{have, make(map[[2]string]map[string]place)}
 }
 
-func (l *live) own(table, name string) ([]string, bool) {
-	c := l.rs.Chain(table, name)
-	if c == nil {
-		return nil, false
-	}
-	rules := make([]string, len(c.Rules))
-	for i, r := range c.Rules {
-		rules[i] = r.String()
-	}
-	return rules, true
-}
+func (l *live) own(table, name string) ([]string, bool) { return l.Chain(table, name) }
 
 func (l *live) places(table, chain string) map[string]place {
 	key := [2]string{table, chain}
@@ -57,7 +47,7 @@ func (l *live) diff(p *program) []Change {
 	for _, u := range p.units {
 		most += len(u.shared) + len(u.chains)
 	}
-	if l.rs.Chain("nat", chainServices) == nil {
+	if _, ok := l.own("nat", chainServices); !ok {
 		out = slices.Grow(out, most) // nothing is there yet
 	}
 	for _, u := range p.units {
@@ -160,7 +150,7 @@ func (l *live) jumps(want []jumpRule) []Change {
 		}
 		out = append(out, d)
 	}
-	for _, j := range knownJumps(l.rs.Family) {
+	for _, j := range knownJumps(l.Family) {
 		_, times := l.stands(j.table, j.chain, j.rule)
 		if times > 0 && (j.to == chainTrace || j.to == chainReroute) && !slices.Contains(want, j) {
 			out = append(out, Change{Table: j.table, Chain: j.chain, Kind: xtables.Changed,
@@ -180,15 +170,11 @@ func (l *live) stale(wanted map[[2]string]bool) []Change {
 	if rules, ok := l.own("nat", chainReroute); ok && !wanted[[2]string{"nat", chainReroute}] {
 		out = append(out, Change{Table: "nat", Chain: chainReroute, Kind: xtables.Extra, Remove: rules})
 	}
-	nat := l.rs.Table("nat")
-	if nat == nil {
-		return out
-	}
 	for _, prefix := range [...]string{prefixFirewall, prefixExternal, prefixService, prefixLocal, prefixEndpoint} {
-		for _, c := range nat.Chains {
-			if len(c.Name) > len(prefix) && c.Name[:len(prefix)] == prefix && !wanted[[2]string{"nat", c.Name}] {
-				rules, _ := l.own("nat", c.Name)
-				out = append(out, Change{Table: "nat", Chain: c.Name, Kind: xtables.Extra, Remove: rules})
+		for _, name := range l.Chains("nat") {
+			if len(name) > len(prefix) && name[:len(prefix)] == prefix && !wanted[[2]string{"nat", name}] {
+				rules, _ := l.own("nat", name)
+				out = append(out, Change{Table: "nat", Chain: name, Kind: xtables.Extra, Remove: rules})
 			}
 		}
 	}

@@ -231,6 +231,7 @@ func (w *unitWriter) add(name string, rules []string) {
 // endpoints writes the chains of all endpoints that any chain leads to.
 func (w *unitWriter) endpoints() {
 	cluster := w.svc.UsesCluster()
+	w.chains = make([]chain, 0, len(w.sel.Cluster)+4)
 	if cluster {
 		for i := range w.sel.Cluster {
 			w.endpoint(w.sel.Cluster[i].Addr)
@@ -250,7 +251,11 @@ func (w *unitWriter) endpoints() {
 func (w *unitWriter) endpoint(ep netip.AddrPort) {
 	id := endpointHash(w.svc.Name, ep)
 	name, about := prefixEndpoint+id, w.aboutEndpoint(w.key)
-	rules := make([]string, 0, 3)
+	size := 2
+	if w.cfg.Trace {
+		size++
+	}
+	rules := make([]string, 0, size)
 	rules = append(rules, line(from(host(ep.Addr())), about, jump(chainMarkMasq)))
 	if w.cfg.Trace {
 		tag := proxy.Tag{Kind: proxy.TagPick, ID: id}

@@ -250,7 +250,7 @@ func (b *Backend) Cleanup(ctx context.Context) error {
 	read := false
 	for _, f := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
 		for _, fl := range []xtables.Flavour{xtables.NFT, xtables.Legacy} {
-			have, err := b.cfg.Tools.Save(ctx, fl, f, "", false)
+			have, err := b.ruleset(ctx, fl, f)
 			switch {
 			case errors.Is(err, fs.ErrNotExist): // not installed, so never written
 				continue
@@ -282,6 +282,15 @@ func (b *Backend) Cleanup(ctx context.Context) error {
 		return fmt.Errorf("proxy/userspace: cleaning up: %w", err)
 	}
 	return nil
+}
+
+// ruleset reads all rules of a kind, if a chain of ours is named among them. Those
+// of another mode may be many.
+func (b *Backend) ruleset(ctx context.Context, fl xtables.Flavour, f xtables.Family) (*xtables.Ruleset, error) {
+	if ours, err := b.cfg.Tools.Mentions(ctx, fl, f, chainPrefixes()...); err != nil || !ours {
+		return &xtables.Ruleset{Family: f}, err
+	}
+	return b.cfg.Tools.Save(ctx, fl, f, "", false)
 }
 
 // cleanupPlan removes our jumps and then our chains.

@@ -40,6 +40,9 @@ func owned(table, chain string) bool {
 	return false
 }
 
+// chainPrefixes are what the names of our chains begin with.
+func chainPrefixes() []string { return []string{"KUBE-PORTALS-", "KUBE-NODEPORT-"} }
+
 // hash is the part of a tag that tells Services and endpoints apart.
 func hash(s string) string {
 	sum := sha256.Sum256([]byte(s))

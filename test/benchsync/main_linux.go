@@ -66,7 +66,7 @@ func main() {
 	flag.BoolVar(&o.ipvs, "ipvs", false, "measure mode ipvs beside upstream, in a guest (user-mode Linux), which needs no root")
 	flag.BoolVar(&o.guest, "guest", false, "this is the guest")
 	flag.StringVar(&o.lock, "lock", "", "a file to lock while a line is measured, so that nothing else that does the same disturbs it")
-	flag.DurationVar(&o.limit, "limit", 60*time.Second, "how long upstream may take for its first full sync")
+	flag.DurationVar(&o.limit, "limit", 45*time.Second, "how long upstream may take for its first full sync")
 	flag.StringVar(&o.binary, "kptrace", "bin/kptrace", "the binary to measure beside upstream")
 	flag.Parse()
 	if err := run(o); err != nil {
@@ -162,14 +162,10 @@ func tables(o options) error {
 // fullRounds is how often a full sync is measured: as often as the time allows.
 func fullRounds(flavour string, services int, trace bool) int {
 	switch {
-	case services <= 1000:
-		return 3
-	case trace:
-		return 1
-	case flavour == "nft":
+	case services <= 1000, flavour == "legacy" && !trace:
 		return 2
 	}
-	return 4
+	return 1
 }
 
 // child measures one line in a process of its own.

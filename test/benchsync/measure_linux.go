@@ -21,7 +21,7 @@ import (
 )
 
 // rounds is how often small changes are made; the median counts.
-const rounds = 7
+const rounds = 5
 
 // services makes a Snapshot.
 func (c cell) services() *proxy.Snapshot {
@@ -112,23 +112,26 @@ func (w *world) extra(ctx context.Context, add bool) (float64, error) {
 }
 
 // measure measures one line: memory, drift and restart first, while this process
-// has done nothing else; then times, of ours in turn with those of the floor.
+// has done nothing else, and keeps what is written; then times, of ours in turn
+// with those of the floor.
 func measure(ctx context.Context, c cell) (*result, error) {
 	r := &result{cell: c}
-	w, err := c.world("")
+	dir, err := os.MkdirTemp("", "benchsync")
 	if err != nil {
 		return nil, err
 	}
-	if _, err := w.sync(ctx); err != nil {
+	defer os.RemoveAll(dir)
+	if err := wrap(dir, r.Flavour); err != nil {
 		return nil, err
 	}
-	r.Rules, r.Commits = w.report.Rules, w.report.Commits
-	for _, do := range w.steps(0) {
-		if _, err := do(ctx); err != nil {
-			return nil, err
-		}
+	w, err := c.world(dir)
+	if err != nil {
+		return nil, err
 	}
-	r.Memory = peak()
+	full, small, err := r.capture(ctx, w, dir)
+	if err != nil {
+		return nil, err
+	}
 	if err := w.drift(ctx, r); err != nil {
 		return nil, err
 	}
@@ -140,7 +143,7 @@ func measure(ctx context.Context, c cell) (*result, error) {
 		return nil, fmt.Errorf("a restart wrote %d commits", w.report.Commits)
 	}
 	w.ns.Close()
-	return r, r.race(ctx)
+	return r, r.race(ctx, full, small)
 }
 
 // steps are the n-th small change of each kind.
@@ -174,7 +177,7 @@ func (w *world) drift(ctx context.Context, r *result) error {
 	if _, err := w.sync(ctx); err != nil {
 		return err
 	}
-	const quiet = 10 * time.Second
+	const quiet = 6 * time.Second
 	before := cpu()
 	time.Sleep(quiet)
 	r.DriftCPU = (cpu() - before).Seconds() / quiet.Seconds()
@@ -200,18 +203,9 @@ func (w *world) drift(ctx context.Context, r *result) error {
 	return <-done
 }
 
-// race captures what is written and gives it to the same programs again, in turn
-// with syncs of ours.
-func (r *result) race(ctx context.Context) error {
-	dir, err := os.MkdirTemp("", "benchsync")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	full, small, err := r.capture(ctx, dir)
-	if err != nil {
-		return err
-	}
+// race gives what was written to the same programs again, in turn with syncs of
+// ours.
+func (r *result) race(ctx context.Context, full []string, small [rounds][3][]string) error {
 	var ours *world
 	var floor *netns.NS
 	for n := range max(r.Rounds, 1) {
@@ -219,6 +213,7 @@ func (r *result) race(ctx context.Context) error {
 			ours.ns.Close()
 			floor.Close()
 		}
+		var err error
 		if ours, err = r.world(""); err != nil {
 			return err
 		}
@@ -245,18 +240,11 @@ func (r *result) race(ctx context.Context) error {
 
 // capture makes a full sync and the small changes and returns the files with
 // what each wrote.
-func (r *result) capture(ctx context.Context, dir string) (full []string, small [rounds][3][]string, err error) {
-	if err := wrap(dir, r.Flavour); err != nil {
-		return nil, small, err
-	}
-	w, err := r.world(dir)
-	if err != nil {
-		return nil, small, err
-	}
-	defer w.ns.Close()
+func (r *result) capture(ctx context.Context, w *world, dir string) (full []string, small [rounds][3][]string, err error) {
 	if _, err := w.sync(ctx); err != nil {
 		return nil, small, err
 	}
+	r.Rules, r.Commits = w.report.Rules, w.report.Commits
 	if full, err = texts(dir); err != nil {
 		return nil, small, err
 	}
@@ -273,6 +261,7 @@ func (r *result) capture(ctx context.Context, dir string) (full []string, small 
 			small[n][i], known = all[known:], len(all)
 		}
 	}
+	r.Memory = peak()
 	return full, small, nil
 }
 

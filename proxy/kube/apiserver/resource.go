@@ -62,7 +62,7 @@ func newResources(c kubernetes.Interface, s *state) resources {
 			name: "endpointslices", required: true, example: &discoveryv1.EndpointSlice{},
 			labels: "!" + corev1.IsHeadlessService,
 			list:   lister(discovery.EndpointSlices(metav1.NamespaceAll).List), watch: discovery.EndpointSlices(metav1.NamespaceAll).Watch,
-			table: s.table(stripObject, s.setSlice, s.removeSlice),
+			table: s.table(newSharing().stripSlice, s.setSlice, s.removeSlice),
 		},
 		own: &resource{
 			name: "nodes (our own)", example: &corev1.Node{},
