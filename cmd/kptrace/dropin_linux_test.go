@@ -138,6 +138,8 @@ conntrack: {udpTimeout: 17s}
 			t.Errorf("the log does not say %q:\n%s", want, p.err)
 		}
 	}
+	writeFile(t, path, "") // a full disk
+	p.await(p.err, "cannot be used: going on", 10*time.Second)
 	writeFile(t, path, text+"oomScoreAdj: 5\n")
 	select {
 	case <-p.Done():

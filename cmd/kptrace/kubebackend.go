@@ -154,6 +154,21 @@ func (f *proxyFlags) nodeConfig(c *config.Config, logger *slog.Logger) (node.Con
 	}, nil
 }
 
+// unusable says of contents of the configuration file that nobody could start with
+// them.
+func unusable(path string, logger *slog.Logger) func([]byte) bool {
+	return func(now []byte) bool {
+		c, _, err := config.Decode(now)
+		if err == nil {
+			err = config.Validate(c)
+		}
+		if err != nil {
+			logger.Error("the configuration file has changed and cannot be used: going on with what it was", "file", path, "err", err)
+		}
+		return err != nil
+	}
+}
+
 // localhost reports whether node ports are served on 127.0.0.0/8, for which the
 // node needs route_localnet.
 func localhost(c *config.Config) bool {

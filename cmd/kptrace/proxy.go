@@ -293,7 +293,7 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 		return node.Run(ctx, nodeCfg)
 	})
 	if file != nil {
-		g.Go(func() error { return config.Watch(ctx, f.kube.file, file) })
+		g.Go(func() error { return config.Watch(ctx, f.kube.file, file, unusable(f.kube.file, logger)) })
 	}
 	err = g.Wait()
 	if errors.Is(err, syscall.EPERM) {

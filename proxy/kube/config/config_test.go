@@ -162,6 +162,7 @@ func TestWatch(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	unfit := func(now []byte) bool { return len(now) == 0 }
 	for name, change := range map[string]func(t *testing.T, path string){
 		"written in place": func(t *testing.T, path string) { write(t, path, "new") },
 		"replaced": func(t *testing.T, path string) {
@@ -183,9 +184,11 @@ func TestWatch(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "config.yaml")
 			write(t, path, "old")
 			done := make(chan error, 1)
-			go func() { done <- Watch(t.Context(), path, []byte("old")) }()
+			go func() { done <- Watch(t.Context(), path, []byte("old"), unfit) }()
 			time.Sleep(settle)
 			write(t, path, "old") // the same again is no change
+			time.Sleep(2 * settle)
+			write(t, path, "") // the disk was full
 			select {
 			case err := <-done:
 				t.Fatalf("ended without a change: %v", err)
@@ -217,7 +220,7 @@ func TestWatch(t *testing.T) {
 			}
 		}
 		done := make(chan error, 1)
-		go func() { done <- Watch(t.Context(), filepath.Join(dir, "config.conf"), []byte("v1")) }()
+		go func() { done <- Watch(t.Context(), filepath.Join(dir, "config.conf"), []byte("v1"), unfit) }()
 		time.Sleep(2 * settle)
 		if err := os.Symlink("v2", filepath.Join(dir, "..tmp")); err != nil {
 			t.Fatal(err)
@@ -240,7 +243,7 @@ func TestWatch(t *testing.T) {
 		write(t, path, "old")
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if err := Watch(ctx, path, []byte("old")); err != nil {
+		if err := Watch(ctx, path, []byte("old"), nil); err != nil {
 			t.Error(err)
 		}
 	})

@@ -23,8 +23,10 @@ const settle = 200 * time.Millisecond
 // Watch waits until the file holds something else than data, and returns an
 // error in which errors.Is finds ErrChanged; or until ctx ends, and returns
 // nil. It follows symbolic links as the kubelet moves them. A file that is gone
-// has not changed: it may come back.
-func Watch(ctx context.Context, path string, data []byte) error {
+// has not changed: it may come back. Nor has one of which unusable says that nobody
+// could start with it, such as one that a full disk left empty: a proxy at work is
+// better than none.
+func Watch(ctx context.Context, path string, data []byte, unusable func(now []byte) bool) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("proxy/kube/config: watching %s: %w", path, err)
@@ -52,7 +54,7 @@ func Watch(ctx context.Context, path string, data []byte) error {
 		case err := <-w.Errors:
 			return fmt.Errorf("proxy/kube/config: watching %s: %w", path, err)
 		case <-look.C:
-			if now, err := os.ReadFile(path); err == nil && !bytes.Equal(now, data) {
+			if now, err := os.ReadFile(path); err == nil && !bytes.Equal(now, data) && !unusable(now) {
 				return fmt.Errorf("%s: %w", path, ErrChanged)
 			}
 		}
