@@ -18,7 +18,7 @@ const (
 
 func printHead() {
 	fmt.Printf("load %s; full syncs: the best of some; small changes: the median of %d; each in turn with the floor\n\n", load(), rounds)
-	fmt.Println("Services x endpoints  flavour  rules    full sync (floor)   one endpoint (floor)  Service added (floor)  removed (floor)       restart    memory   drift seen in")
+	fmt.Println("Services x endpoints  flavour  rules    full sync (floor)   one endpoint (floor)  Service added (floor)  removed (floor)       kernel's minimum  restart    memory   drift seen in")
 }
 
 func (r *result) print() {
@@ -29,9 +29,13 @@ func (r *result) print() {
 	if r.Trace {
 		what += " traced"
 	}
-	fmt.Printf("%-21s %-7s %7d  %7s (%7s)   %8s (%7s)     %8s (%7s)     %8s (%7s)   %8s  %5d MiB  %s, %.2f %% CPU\n", what, r.Flavour, r.Rules,
+	least := "-"
+	if r.Minimum > 0 {
+		least = show(r.Minimum)
+	}
+	fmt.Printf("%-21s %-7s %7d  %7s (%7s)   %8s (%7s)     %8s (%7s)     %8s (%7s)   %16s  %8s  %5d MiB  %s, %.2f %% CPU\n", what, r.Flavour, r.Rules,
 		show(r.Full), show(r.FloorFull), show(r.Endpoint), show(r.FloorEndpoint), show(r.Add), show(r.FloorAdd), show(r.Remove), show(r.FloorRemove),
-		show(r.Restart), r.Memory>>20, show(r.DriftSeen), 100*r.DriftCPU)
+		least, show(r.Restart), r.Memory>>20, show(r.DriftSeen), 100*r.DriftCPU)
 }
 
 func show(seconds float64) string {
