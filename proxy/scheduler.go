@@ -15,21 +15,23 @@ type Scheduler struct {
 	// Name is the kernel's name, such as "wlc". It need not be one that
 	// kptrace knows.
 	Name string
-	// Fallback has sh and mh take another endpoint where the chosen one is
-	// out; Port has them look at the client's port beside its address.
-	Fallback, Port bool
+	// NoFallback has sh and mh refuse the clients of an endpoint that is out or
+	// leaving, for as long as it has connections, rather than send them to another;
+	// Port has them look at the client's port beside its address.
+	NoFallback, Port bool
 }
 
 // The flags of a Scheduler as they are written.
 const (
-	schedulerFallback = "fallback"
-	schedulerPort     = "port"
-	schedulerNoPort   = "no-port"
+	schedulerFallback   = "fallback"
+	schedulerNoFallback = "no-fallback"
+	schedulerPort       = "port"
+	schedulerNoPort     = "no-port"
 )
 
 // ParseScheduler reads a scheduler's name with its flags: "wlc",
-// "sh,port,fallback". Only sh and mh have flags. As in kube-proxy mh looks at
-// the client's port; "mh,no-port" does not.
+// "sh,port,no-fallback". Only sh and mh have flags. As in kube-proxy mh looks at
+// the client's port; "mh,no-port" does not. Both fall back unless told not to.
 func ParseScheduler(text string) (Scheduler, error) {
 	name, rest, flags := strings.Cut(text, ",")
 	s := Scheduler{Name: name, Port: name == "mh"}
@@ -45,13 +47,15 @@ func ParseScheduler(text string) (Scheduler, error) {
 	for f := range strings.SplitSeq(rest, ",") {
 		switch strings.TrimSpace(f) {
 		case schedulerFallback:
-			s.Fallback = true
+			s.NoFallback = false
+		case schedulerNoFallback:
+			s.NoFallback = true
 		case schedulerPort:
 			s.Port = true
 		case schedulerNoPort:
 			s.Port = false
 		default:
-			return s, fmt.Errorf("scheduler %s has no flag %q: use %s, %s or %s", name, f, schedulerFallback, schedulerPort, schedulerNoPort)
+			return s, fmt.Errorf("scheduler %s has no flag %q: use %s, %s, %s or %s", name, f, schedulerFallback, schedulerNoFallback, schedulerPort, schedulerNoPort)
 		}
 	}
 	return s, nil
@@ -70,8 +74,8 @@ func (s Scheduler) Weighs() bool {
 // String returns what ParseScheduler reads.
 func (s Scheduler) String() string {
 	text := s.Name
-	if s.Fallback {
-		text += "," + schedulerFallback
+	if s.NoFallback {
+		text += "," + schedulerNoFallback
 	}
 	switch {
 	case s.Port && s.Name != "mh":

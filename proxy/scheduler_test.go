@@ -8,11 +8,12 @@ import (
 func TestParseScheduler(t *testing.T) {
 	for text, want := range map[string]Scheduler{
 		"rr":                {Name: "rr"},
-		"sh,port,fallback":  {Name: "sh", Port: true, Fallback: true},
+		"sh,port,fallback":  {Name: "sh", Port: true},
+		"sh,no-fallback":    {Name: "sh", NoFallback: true},
 		"mh":                {Name: "mh", Port: true},
 		"mh,no-port":        {Name: "mh"},
 		"my-own_1":          {Name: "my-own_1"},
-		"mh,fallback, port": {Name: "mh", Port: true, Fallback: true},
+		"mh,fallback, port": {Name: "mh", Port: true},
 	} {
 		got, err := ParseScheduler(text)
 		if err != nil || got != want {

@@ -1,11 +1,13 @@
 package ipvs
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -214,6 +216,17 @@ func TestSchedulers(t *testing.T) {
 			t.Errorf("one client always meets %s", s[:1])
 		}
 	})
+	for _, scheduler := range []string{"mh", "sh,port"} { // places of the table by weight
+		t.Run(scheduler+" by weight", func(t *testing.T) {
+			b.program(t, scheduler, 0, "a:8080", "b:8080", "c:8080=4")
+			const n = 150 // of which c is due 100; the standard deviation is 5.8
+			if c := strings.Count(b.picks(t, proxytest.FromOutside, n), "c"); c < 70 || c > 130 {
+				t.Errorf("c, with 4 of 6 of all weight, has %d of %d", c, n)
+			}
+		})
+	}
+	t.Run("mh,no-port when one leaves", func(t *testing.T) { b.fewMove(t) })
+	t.Run("sh when one is out", func(t *testing.T) { b.fallback(t) })
 	t.Run("dh", func(t *testing.T) { // by the virtual server's address: all clients alike
 		b.program(t, "dh", 0, pods...)
 		b.stable(t, false)
@@ -240,6 +253,61 @@ func TestSchedulers(t *testing.T) {
 	})
 }
 
+// fewMove holds that of the clients of endpoints that stay hardly any meet another
+// one when an endpoint leaves. By a hash alone it would be a half.
+func (b *balanced) fewMove(t *testing.T) {
+	addrs := b.clients(48)
+	b.program(t, "mh,no-port", 0, "a:8080", "b:8080", "c:8080")
+	before := map[netip.Addr]string{}
+	for _, a := range addrs {
+		before[a] = b.meets(t, a)
+	}
+	b.change(t, "mh,no-port", 0, "a:8080", "b:8080")
+	stay, moved := 0, 0
+	for _, a := range addrs {
+		switch now := b.meets(t, a); {
+		case now != "a" && now != "b":
+			t.Errorf("%s met %q, which left", a, now)
+		case before[a] == "c":
+		default:
+			if stay++; now != before[a] {
+				moved++
+			}
+		}
+	}
+	if stay == 0 || stay == len(addrs) || moved > stay/3 {
+		t.Errorf("of %d clients %d were with endpoints that stay, and %d of them moved", len(addrs), stay, moved)
+	}
+}
+
+// fallback holds that sh sends the clients of an endpoint that is out to another,
+// and with no-fallback refuses them.
+func (b *balanced) fallback(t *testing.T) {
+	addrs := b.clients(24)
+	for _, scheduler := range []string{"sh", "sh,no-fallback"} {
+		b.program(t, scheduler, 0, "a:8080", "b:8080", "c:8080")
+		before := map[netip.Addr]string{}
+		for _, a := range addrs {
+			before[a] = b.meets(t, a)
+		}
+		snap := proxytest.Services("t/s tcp 10.96.0.10:80 a:8080 b:8080 c:8080")
+		snap.Services[0].Scheduler = scheduler
+		out := netip.AddrPortFrom(proxytest.FromC.Addr(), 8080)
+		mustApply(t, b.b, snap, proxy.Overlay{Out: map[netip.AddrPort]proxy.Outage{out: {Reason: "test"}}})
+		for _, a := range addrs {
+			now := b.meets(t, a)
+			switch {
+			case before[a] != "c" && now != before[a]:
+				t.Errorf("%s: a client of %s met %q", scheduler, before[a], now)
+			case before[a] == "c" && scheduler != "sh" && now != "":
+				t.Errorf("%s: a client of c met %q", scheduler, now)
+			case before[a] == "c" && scheduler == "sh" && now != "a" && now != "b":
+				t.Errorf("%s: a client of c met %q", scheduler, now)
+			}
+		}
+	}
+}
+
 // settled waits until IPVS counts so many active connections of a pod.
 func (b *balanced) settled(t *testing.T, pod string, active int) {
 	t.Helper()
@@ -256,15 +324,11 @@ func (b *balanced) settled(t *testing.T, pod string, active int) {
 	})
 }
 
-// stable holds that one address always meets the same pod, and that different
-// ones meet different pods: clients where clients are hashed, else virtual
-// servers.
-func (b *balanced) stable(t *testing.T, clients bool) {
-	t.Helper()
-	met := map[string]bool{}
-	var addrs []netip.Addr
-	for i := range 12 {
-		addrs = append(addrs, netip.AddrFrom4([4]byte{203, 0, 113, byte(20 + 7*i)}))
+// clients gives the outside n addresses.
+func (b *balanced) clients(n int) (addrs []netip.Addr) {
+	b.t.Helper()
+	for i := range n {
+		addrs = append(addrs, netip.AddrFrom4([4]byte{203, 0, 113, byte(20 + 4*i)}))
 	}
 	b.Must(b.NS[proxytest.FromOutside].Do(func() error {
 		link, err := netlink.LinkByName("eth0")
@@ -290,20 +354,40 @@ func (b *balanced) stable(t *testing.T, clients bool) {
 		}
 		return nil
 	}))
+	return addrs
+}
+
+// meets makes a connection from an address of the outside, and returns who
+// answered, "" if nobody did.
+func (b *balanced) meets(t *testing.T, from netip.Addr) (who string) {
+	t.Helper()
+	b.Must(b.NS[proxytest.FromOutside].Do(func() error {
+		d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}
+		c, err := d.Dial("tcp", b.vip.String())
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		who = readLine(t, c)[:1]
+		return nil
+	}))
+	return who
+}
+
+// stable holds that one address always meets the same pod, and that different
+// ones meet different pods: clients where clients are hashed, else virtual
+// servers.
+func (b *balanced) stable(t *testing.T, clients bool) {
+	t.Helper()
+	met := map[string]bool{}
+	addrs := b.clients(12)
 	for _, a := range addrs {
 		seen := ""
 		for range 4 {
-			b.Must(b.NS[proxytest.FromOutside].Do(func() error {
-				d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: a.AsSlice()}}
-				c, err := d.Dial("tcp", b.vip.String())
-				if err != nil {
-					return err
-				}
-				defer c.Close()
-				line := readLine(t, c)
-				seen += line[:1]
-				return nil
-			}))
+			seen += b.meets(t, a)
 		}
 		if strings.Trim(seen, seen[:1]) != "" {
 			t.Errorf("%s met %s", a, seen)

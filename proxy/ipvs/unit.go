@@ -159,7 +159,7 @@ func (w *unitWriter) server(at netip.AddrPort, via proxy.Via, local bool) {
 		return
 	}
 	v := virtual{key: key{at, w.svc.Name.Proto}, scheduler: w.unit.scheduler.Name, reals: servers, via: via}
-	if w.unit.scheduler.Fallback {
+	if hashes := w.unit.scheduler.Name == "sh" || w.unit.scheduler.Name == "mh"; hashes && !w.unit.scheduler.NoFallback {
 		v.flags |= flagFallback
 	}
 	if w.unit.scheduler.Port {
