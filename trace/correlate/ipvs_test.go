@@ -111,6 +111,18 @@ func TestIPVS(t *testing.T) {
 			k.synack()
 			l.wait(100 * ms)
 		}, want: want{outcome: trace.Open, est: 1011 * ms, tries: 2, try: "established"}, tried: []netip.AddrPort{ep1, ep2}},
+		{name: "the server remembers an older connection, and the SYN sent again goes elsewhere", run: func(l *lab, k *conn) {
+			k.vip().ipvs().new()
+			l.pass(1 * ms)
+			k.rstOut()
+			l.wait(20 * ms)
+			k.destroy(packets(2, 0))
+			k.ep, k.ctid = ep2, 8
+			k.vip().ipvs().new()
+			l.pass(1 * ms)
+			k.synack()
+			l.wait(100 * ms)
+		}, want: want{outcome: trace.Open, est: 22 * ms, tries: 2, try: "established"}, tried: []netip.AddrPort{ep1, ep2}},
 		{name: "the pick comes late, as after a standstill", run: func(l *lab, k *conn) {
 			k.vip()
 			l.pass(time.Second)

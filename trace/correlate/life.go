@@ -149,9 +149,11 @@ func (c *Correlator) rst(r *rec, e *trace.Event, fromReply bool) {
 		last(f).Outcome = tryRefused
 		c.end(r, trace.Refused, trace.EndpointRefused, "")
 	case refusal && r.picked:
-		r.endAt = e.Time
-		last(f).Outcome = tryTimeout
-		c.end(r, trace.Timeout, trace.SynUnanswered, "")
+		// It got an ACK for something else, of an endpoint that remembers an
+		// earlier connection of these ports. It sends its SYN again at once,
+		// which may be picked for anew.
+		c.unanswered(r, f)
+		c.publish(r)
 	default:
 		r.answered, r.endAt = true, e.Time
 		r.finIn, r.finOut = true, true

@@ -156,8 +156,28 @@ func TestLife(t *testing.T) {
 			want: want{outcome: trace.Timeout, reason: trace.SynUnanswered, ended: true, try: "timeout", counted: true}},
 		{name: "entry removed early while unanswered", run: func(l *lab, k *conn) { k.pick().new(); l.wait(2 * time.Second); k.destroy(early); l.wait(time.Second) },
 			want: want{outcome: trace.Unanswered, reason: trace.SynUnanswered, try: "unanswered"}},
-		{name: "client gives up", run: func(l *lab, k *conn) { k.pick().new(); l.pass(ms); k.rstOut() },
-			want: want{outcome: trace.Timeout, reason: trace.SynUnanswered, ended: true, dur: ms, try: "timeout"}},
+		{name: "client gives up", run: func(l *lab, k *conn) {
+			k.pick().new()
+			l.pass(ms)
+			k.rstOut()
+			l.wait(10 * time.Second)
+			k.destroy(packets(2, 0))
+			l.wait(time.Second)
+		},
+			want: want{outcome: trace.Timeout, reason: trace.SynUnanswered, ended: true, try: "timeout", counted: true}},
+		{name: "client rejects an ACK that is older, and sends its SYN again", run: func(l *lab, k *conn) {
+			k.pick().new()
+			l.pass(ms)
+			k.rstOut()
+			l.wait(20 * ms)
+			k.destroy(packets(2, 0))
+			k.ctid = 8
+			k.pick().new()
+			l.pass(ms)
+			k.synack()
+			l.wait(100 * ms)
+		},
+			want: want{outcome: trace.Open, est: 22 * ms, tries: 2, try: "established"}},
 		{name: "reset by endpoint", run: func(l *lab, k *conn) {
 			k.pick().new()
 			l.pass(ms)
