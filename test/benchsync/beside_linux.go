@@ -268,6 +268,7 @@ func (b *besides) small(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
+			b.o.say("change %d of round %d: %s", i, n, took)
 			if took.More {
 				*into[i] = took
 				return nil

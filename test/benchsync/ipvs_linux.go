@@ -21,15 +21,6 @@ const (
 	guestMemory = 3072
 )
 
-// guestSizes are the Services of a run, one after the other, each in a guest of
-// its own.
-func guestSizes(quick bool) []int {
-	if quick {
-		return []int{50}
-	}
-	return []int{50, 200, 1000}
-}
-
 // extent is how often small changes are made, and how many of them: fewer where
 // each takes the proxy minutes.
 func (b *besides) extent() (times, changes int) {
@@ -79,7 +70,14 @@ func inGuest(o options) error {
 	fmt.Printf("modes ipvs and iptables at Services of 10 endpoints; each proxy alone against the same API server, all of it in one guest;\n"+
 		"\"> N s\" is where a proxy was not done after the %v it is given; no periodic syncs (--ipvs-sync-period=24h); this takes up to an hour\n\n", o.limit)
 	missed := false
-	for i, services := range guestSizes(o.quick) {
+	sizes := []int{50, 200, 1000}
+	switch {
+	case o.quick:
+		sizes = sizes[:1]
+	case o.services > 0:
+		sizes = []int{o.services}
+	}
+	for i, services := range sizes {
 		start := time.Now()
 		var about umlguest.Info
 		rs, err := oneGuest(o, binary, services, &about)

@@ -54,6 +54,7 @@ type options struct {
 	guest        bool
 	lock         string
 	limit        time.Duration
+	services     int
 	binary       string
 }
 
@@ -64,6 +65,7 @@ func main() {
 	flag.StringVar(&o.beside, "beside", "", "measure one size beside upstream, given as JSON, and print it as JSON")
 	flag.BoolVar(&o.quick, "quick", false, "50 Services only, to see that it works")
 	flag.BoolVar(&o.ipvs, "ipvs", false, "measure mode ipvs beside upstream, in a guest (user-mode Linux), which needs no root")
+	flag.IntVar(&o.services, "services", 0, "with -ipvs, this size alone")
 	flag.BoolVar(&o.guest, "guest", false, "this is the guest")
 	flag.StringVar(&o.lock, "lock", "", "a file to lock while a line is measured, so that nothing else that does the same disturbs it")
 	flag.DurationVar(&o.limit, "limit", 45*time.Second, "how long upstream may take for its first full sync")
