@@ -253,14 +253,14 @@ func (b *besides) small(ctx context.Context) error {
 	var all [3][]float64
 	into := [3]*span{&b.Endpoint, &b.Add, &b.Remove}
 	rounds, changes := b.extent()
-	for n := range rounds {
+	for round := range rounds {
 		if changes > 1 {
 			if err := b.spareEndpoints(ctx, true); err != nil {
 				return err
 			}
 		}
 		for i, do := range []func() error{
-			func() error { return b.objects.moveEndpoint(ctx, n) },
+			func() error { return b.objects.moveEndpoint(ctx) },
 			func() error { return b.objects.spareService(ctx, true) },
 			func() error { return b.objects.spareService(ctx, false) },
 		}[:changes] {
@@ -268,7 +268,7 @@ func (b *besides) small(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			b.o.say("change %d of round %d: %s", i, n, took)
+			b.o.say("change %d of round %d: %s", i, round, took)
 			if took.More {
 				*into[i] = took
 				return nil

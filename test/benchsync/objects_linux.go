@@ -27,6 +27,7 @@ var nodeAddr = netip.AddrFrom4([4]byte{192, 0, 2, 1})
 type objects struct {
 	cell
 	client kubernetes.Interface
+	moves  int
 }
 
 // newObjects writes a Node and the Services of a cell.
@@ -104,9 +105,10 @@ func (o *objects) slice(i int) *discoveryv1.EndpointSlice {
 
 // moveEndpoint moves one endpoint of the Service in the middle, each time to
 // another address.
-func (o *objects) moveEndpoint(ctx context.Context, n int) error {
+func (o *objects) moveEndpoint(ctx context.Context) error {
 	s := o.slice(o.Services / 2)
-	s.Endpoints[3].Addresses = []string{addrOf(o.Services/2, 200+n)}
+	s.Endpoints[3].Addresses = []string{addrOf(o.Services/2, 200+o.moves%50)}
+	o.moves++
 	_, err := o.client.DiscoveryV1().EndpointSlices(s.Namespace).Update(ctx, s, metav1.UpdateOptions{})
 	return err
 }
