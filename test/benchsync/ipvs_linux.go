@@ -67,8 +67,8 @@ func inGuest(o options) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("modes ipvs and iptables at Services of 10 endpoints; each proxy alone against the same API server, all of it in one guest;\n"+
-		"\"> N s\" is where a proxy was not done after the %v it is given; no periodic syncs (--ipvs-sync-period=24h); this takes up to an hour\n\n", o.limit)
+	fmt.Printf("modes ipvs and iptables, Services of 10 endpoints; each proxy alone against the same API server, all of it in one guest;\n"+
+		"\"> N s\" is where a proxy was not done after the %v it is given; no periodic syncs (--ipvs-sync-period=24h); this takes a quarter to a whole hour\n\n", o.limit)
 	missed := false
 	sizes := []int{50, 200, 1000}
 	switch {
