@@ -82,6 +82,8 @@ type CompareConfig struct {
 	Bulk        int64
 	// SystemCalls counts them, which must be possible.
 	SystemCalls bool
+	// Patience is how long a client waits for an answer.
+	Patience time.Duration
 	// Ready is how long the node may take to be ready.
 	Ready time.Duration
 }

@@ -26,8 +26,6 @@ const (
 	compareClient = "pod/shop/client"
 	compareDead   = "shop/web-3"
 	comparePod    = "pod/shop/web-1"
-	// compareWait is how long a client waits for an answer.
-	compareWait = 4 * time.Second
 )
 
 // Compare makes a lab, measures one Case in it and ends it.
@@ -99,7 +97,7 @@ func paced(ctx context.Context, l *Lab, cfg CompareConfig, row *ModeCase) error 
 			return nil
 		}
 		r, err := loadFrom(ctx, l, cfg, Load{
-			Conns: cfg.Connections, Rate: cfg.Rate, Concurrency: cfg.Connections, Patience: compareWait,
+			Conns: cfg.Connections, Rate: cfg.Rate, Concurrency: cfg.Connections, Patience: cfg.Patience,
 		})
 		if err != nil {
 			return err
@@ -143,7 +141,7 @@ func fast(ctx context.Context, l *Lab, cfg CompareConfig, row *ModeCase) error {
 	if err != nil {
 		return err
 	}
-	r, err := loadFrom(ctx, l, cfg, Load{Duration: cfg.Fast, Concurrency: 32, Patience: compareWait})
+	r, err := loadFrom(ctx, l, cfg, Load{Duration: cfg.Fast, Concurrency: 32, Patience: cfg.Patience})
 	if err != nil {
 		return err
 	}
@@ -166,7 +164,7 @@ func fastCalls(ctx context.Context, l *Lab, cfg CompareConfig, row *ModeCase) er
 	}
 	var r LoadResult
 	n, err := calls(cfg, func() (err error) {
-		r, err = loadFrom(ctx, l, cfg, Load{Duration: cfg.Fast / 2, Concurrency: 32, Patience: compareWait})
+		r, err = loadFrom(ctx, l, cfg, Load{Duration: cfg.Fast / 2, Concurrency: 32, Patience: cfg.Patience})
 		return err
 	})
 	row.SystemCallsPerConnection = per(n, float64(r.Done))
@@ -242,7 +240,7 @@ func bulk(ctx context.Context, l *Lab, cfg CompareConfig, row *ModeCase) error {
 	}()
 	var c net.Conn
 	if err := l.Do(compareClient, func() (err error) {
-		c, err = (&net.Dialer{Timeout: compareWait}).DialContext(ctx, "tcp4", "10.96.0.11:9000")
+		c, err = (&net.Dialer{Timeout: cfg.Patience}).DialContext(ctx, "tcp4", "10.96.0.11:9000")
 		return err
 	}); err != nil {
 		return err

@@ -22,7 +22,7 @@ func newLabCompareCmd() *cobra.Command {
 	var f labFlags
 	var modes []string
 	var asJSON bool
-	cfg := lab.CompareConfig{Bulk: 256 << 20}
+	cfg := lab.CompareConfig{Bulk: 256 << 20, Patience: 4 * time.Second}
 	cmd := &cobra.Command{
 		Use:   "compare",
 		Short: "Run one workload through every mode, and compare",
@@ -30,8 +30,8 @@ func newLabCompareCmd() *cobra.Command {
 which one is well, refuses, or is silent. Each row is a lab of its own.
 
 First connections are made at an even rate: how many failed (as the client saw
-it), how many were retried and how long they took to establish (as the node saw
-it), and which pod got how many. Then 32 at once are made as fast as they can be:
+it, which waits 4 s, in a guest 10 s), how many were retried and how long they
+took to establish (as the node saw it), and which pod got how many. Then 32 at once are made as fast as they can be:
 connections per second, processor time and context switches of all processes,
 clients and pods included. Once more, in half the time, their system calls are
 counted, which only root may do, outside of user namespaces and guests. Then bytes
@@ -106,7 +106,7 @@ func compareLab(ctx context.Context, cmd *cobra.Command, cfg lab.CompareConfig, 
 	cfg.Lab = lab.Config{SocketDir: labSockets("compare"), ProxyArgs: []string{"--iptables-flavour", f.flavour}}
 	if umlguest.Inside() { // everything takes longer there, and more at once would only queue
 		cfg.Rate, cfg.Bulk = min(cfg.Rate, 15), cfg.Bulk/8
-		cfg.Connections = min(cfg.Connections, 120)
+		cfg.Connections, cfg.Patience = min(cfg.Connections, 120), 10*time.Second
 	}
 	result := lab.Comparison{Kernel: kernelRelease(), CPUs: runtime.NumCPU()}
 	if err := lab.CanCountSystemCalls(); err != nil {
