@@ -83,7 +83,11 @@ func config(t *testing.T, kubeconfig string) *rest.Config {
 // eventually fails the test with the last error if f still fails after 30 s.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	if err := retry(t.Context(), 30*time.Second, f); err != nil {
+	patience := 30 * time.Second
+	if umlguest.Inside() {
+		patience = 3 * time.Minute
+	}
+	if err := retry(t.Context(), patience, f); err != nil {
 		t.Fatalf("waiting for %s: %v", what, err)
 	}
 }

@@ -14,7 +14,7 @@ func (c *Correlator) idleDue(r *rec, now int64) int64 {
 		return now + udpExpiry
 	}
 	least := int64(c.cfg.IdleAfter)
-	if r.direct {
+	if r.unreported() {
 		least = min(least, directAsk) // no rule need report its end
 	}
 	r.askEvery = min(max(r.askEvery*2, least), askMost)
@@ -73,7 +73,7 @@ func (c *Correlator) pendingOver(r *rec, now int64) {
 			c.unanswered(r, f)
 		case r.picked && r.reply.IsZero():
 			f.Outcome, f.Missing = trace.Unknown, missingEntry
-		case c.losses.of(trace.NFLog, r.start, now), r.direct:
+		case c.losses.of(trace.NFLog, r.start, now), r.unreported():
 			f.Outcome, f.Missing = trace.Unknown, missingAnswer
 		default:
 			c.unanswered(r, f)
@@ -102,6 +102,12 @@ func (c *Correlator) pendingOver(r *rec, now int64) {
 	case c.cfg.Ask != nil:
 		r.stateDue = now + askAgain
 	}
+}
+
+// unreported reports whether no rule told of any packet of r, so that none need tell
+// of its answer and end: the rules were not there, or are not to be.
+func (r *rec) unreported() bool {
+	return r.direct || !r.relayed && !r.untranslated && !r.picked && !r.f.Evidence.Has(trace.NFLog)
 }
 
 // tryBegan is when the attempt in use began.

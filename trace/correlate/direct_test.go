@@ -150,3 +150,34 @@ func TestDirectShown(t *testing.T) {
 		})
 	}
 }
+
+// TestUnreported has an entry of a Service's connection of which no rule told, as
+// while others had removed them: its answer is asked for, not denied.
+func TestUnreported(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		entry []func(*trace.Event)
+		out   trace.Outcome
+		ended bool
+	}{
+		{"over", []func(*trace.Event){answered, state(conntrack.TCPTimeWait), packets(5, 4)}, trace.Closed, true},
+		{"open", []func(*trace.Event){answered, state(conntrack.TCPEstablished)}, trace.Open, false},
+		{"unanswered", []func(*trace.Event){state(conntrack.TCPSynSent)}, trace.Unanswered, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLab(t, nil)
+			l.canAsk = true
+			k := l.conn(foo, pod, ep1)
+			k.new()
+			l.wait(2 * time.Second)
+			if f := l.only(); f.Outcome != trace.Unknown || len(l.asked) == 0 {
+				t.Errorf("%s before the answer, %d questions", f.Outcome, len(l.asked))
+			}
+			k.entry(c.entry...)
+			l.wait(100 * ms)
+			if f := l.only(); f.Outcome != c.out || f.Ended != c.ended {
+				t.Errorf("%s, ended %v", f.Outcome, f.Ended)
+			}
+		})
+	}
+}

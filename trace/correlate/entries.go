@@ -237,8 +237,8 @@ func (c *Correlator) entry(e *trace.Event) {
 			c.publish(r)
 		}
 	}
-	if r.direct && r.tcp() && tcpOver(e) && e.Status&conntrack.SeenReply != 0 {
-		c.directOver(r, e)
+	if r.unreported() && r.tcp() && tcpOver(e) && e.Status&conntrack.SeenReply != 0 {
+		c.overByEntry(r, e)
 		return
 	}
 	if !r.tcp() && c.cfg.Ask != nil {

@@ -87,9 +87,8 @@ func (c *Correlator) judge(r *rec) {
 	}
 }
 
-// directOver ends a connection past the Service by what its entry says, where no
-// packet told.
-func (c *Correlator) directOver(r *rec, e *trace.Event) {
+// overByEntry ends a connection by what its entry says, where no packet told.
+func (c *Correlator) overByEntry(r *rec, e *trace.Event) {
 	r.goneState = e.TCPState
 	c.decideByDestroy(r, true)
 }
