@@ -66,7 +66,7 @@ bench-userspace: deps build ## 5,000 relayed connections, throughput beside dire
 bench-trace: deps ## 4,000 connections traced rule by rule, beside what Debian has for that, about 1 min
 	@scripts/deps.sh tracers && $(ENV) go test -tags benchtrace -count=1 -run 'TestBenchTrace$$' -v ./node | sed -n 's/^ *benchtrace[^ ]*: //p; /^---* FAIL/p'
 
-bench-sets: deps ## many source ranges as plain rules and as an ipset, as root, about 1 min; QUICK=1 sees that it works
+bench-sets: deps ## many source ranges as plain rules and as an ipset, many endpoints as rules and as a map, as root, about 2 min; QUICK=1 sees that it works
 	@$(ENV) go run ./test/benchsets $(if $(QUICK),-quick)
 
 fuzz: ## every fuzz target for FUZZTIME
