@@ -48,20 +48,20 @@ type set struct {
 func words(text string) []string {
 	var out []string
 	for i := 0; i < len(text); {
-		switch c := text[i]; {
-		case c == '\n' || c == ';':
+		switch c := text[i]; c {
+		case '\n', ';':
 			out = append(out, "\n")
 			i++
-		case c == ' ' || c == '\t' || c == '\r':
+		case ' ', '\t', '\r':
 			i++
-		case c == '{' || c == '}' || c == ',':
+		case '{', '}', ',':
 			out = append(out, string(c))
 			i++
-		case c == '#': // a comment to the end of the line
+		case '#': // a comment to the end of the line
 			for i < len(text) && text[i] != '\n' {
 				i++
 			}
-		case c == '"':
+		case '"':
 			end := strings.IndexByte(text[i+1:], '"')
 			if end < 0 {
 				end = len(text) - i - 2
