@@ -69,8 +69,6 @@ type pathSession struct {
 	packets atomic.Int64
 	stray   atomic.Uint64 // paths without a flow
 	joined  atomic.Pointer[path.Stats]
-	// dropReasons are for recorders.
-	dropReasons atomic.Pointer[map[uint32]string]
 }
 
 // session runs one; it ends when nobody asks any more, with ctx, or with the
@@ -108,9 +106,9 @@ func (p *pathTracer) session(ctx context.Context) (err error) {
 	defer s.drops.end()
 	p.tracer.paths.Store(true)
 	defer p.tracer.paths.Store(false)
+	p.live.Store(s) // a recorder wants to know it before the first frame
 	err = s.setUp(ctx)
 	if err == nil {
-		p.live.Store(s)
 		err = s.loop(ctx, reading)
 	}
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
@@ -199,8 +197,6 @@ func (s *pathSession) choose(ctx context.Context) error {
 		return err
 	}
 	s.drops.look(s.reading, s.put, s.losses.add)
-	reasons := s.drops.decoder.Reasons()
-	s.dropReasons.Store(&reasons)
 	s.wires.look(s.reading, &w, s.put, s.losses.add)
 	s.entries.Store(int64(len(w.To)))
 	s.packets.Store(int64(w.Packets))

@@ -92,6 +92,8 @@ func (x *wires) look(ctx context.Context, w *selection.Want, emit func(trace.Fra
 type drops struct {
 	pathExtra
 	decoder *drop.Decoder
+	// reasons are the decoder's, for recorders; nil before the source runs.
+	reasons atomic.Pointer[map[uint32]string]
 }
 
 // look starts the source, once.
@@ -101,5 +103,7 @@ func (x *drops) look(ctx context.Context, emit func(trace.Frame), lose func(trac
 	}
 	src := drop.New(drop.Config{OnLoss: lose})
 	x.decoder = src.Decoder()
+	reasons := x.decoder.Reasons()
+	x.reasons.Store(&reasons)
 	x.run(ctx, src, emit)
 }

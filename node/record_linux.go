@@ -161,15 +161,12 @@ func (r *recordedPaths) look() error {
 			return err
 		}
 	}
-	now := time.Now()
-	if now.Before(r.next) {
+	now, reasons := time.Now(), s.drops.reasons.Load()
+	if reasons == nil || now.Before(r.next) {
 		return nil
 	}
 	r.next = now.Add(namesEvery)
-	names := record.Names{Devices: map[uint32]string{}}
-	if d := s.dropReasons.Load(); d != nil {
-		names.Reasons = *d
-	}
+	names := record.Names{Devices: map[uint32]string{}, Reasons: *reasons}
 	list, err := net.Interfaces()
 	if err != nil {
 		return nil // they stay numbers
