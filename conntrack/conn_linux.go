@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	ct "github.com/ti-mo/conntrack"
@@ -137,6 +138,28 @@ func (c *Conn) Get(t Tuple) (Flow, error) {
 		return Flow{}, fmt.Errorf("conntrack: reading the entry of %v: %w", t, err)
 	}
 	return flowOf(entry.Flow), nil
+}
+
+// Create makes an entry of f's tuples, which translates nothing, as of a connection
+// of TCP that is established. It ends after f.Timeout.
+func (c *Conn) Create(f Flow) error {
+	tuple := func(t Tuple) ct.Tuple {
+		src, dst := t.Src(), t.Dst()
+		return ct.Tuple{
+			IP:    ct.IPTuple{SourceAddress: src.Addr(), DestinationAddress: dst.Addr()},
+			Proto: ct.ProtoTuple{Protocol: uint8(t.Proto()), SourcePort: src.Port(), DestinationPort: dst.Port()},
+		}
+	}
+	c.mu.Lock()
+	err := c.conn.Create(ct.Flow{
+		TupleOrig: tuple(f.Orig), TupleReply: tuple(f.Reply), Timeout: uint32(f.Timeout / time.Second),
+		ProtoInfo: ct.ProtoInfo{TCP: &ct.ProtoInfoTCP{State: uint8(TCPEstablished)}},
+	})
+	c.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("conntrack: making %v: %w", f.Orig, err)
+	}
+	return nil
 }
 
 // Delete removes the entry that has f.Orig as one of its tuples, if it still is

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,6 +30,7 @@ const (
 type client struct {
 	id     string
 	addr   netip.Addr
+	abort  *atomic.Bool // reset connections after asking
 	report func(*Report)
 
 	wg sync.WaitGroup
@@ -140,6 +142,9 @@ func (c *client) exchange(conn net.Conn, t Target, r *Report) error {
 	var err error
 	switch t.Scheme {
 	case "http":
+		if c.abort.Load() {
+			return abort(conn, t.Addr.String())
+		}
 		body, err = httpGet(conn, t.Addr.String(), "/")
 	case "tcp", "sctp":
 		body, err = io.ReadAll(io.LimitReader(conn, 1024))
@@ -158,6 +163,18 @@ func (c *client) exchange(conn net.Conn, t Target, r *Report) error {
 	}
 	r.Server, r.Seen, err = parseAnswer(body)
 	return err
+}
+
+// abort asks and has the kernel send an RST instead of waiting for the answer.
+func abort(conn net.Conn, host string) error {
+	t, ok := conn.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	if _, err := fmt.Fprintf(t, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", host); err != nil {
+		return err
+	}
+	return t.SetLinger(0) // closing it now sends an RST
 }
 
 // httpGet asks for a path and returns the body of the answer.

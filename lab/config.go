@@ -22,6 +22,9 @@ type Config struct {
 	Self []string
 	// NoProxy leaves nodes without a proxy: a LAN with routed pods.
 	NoProxy bool
+	// Beside has kptrace only watch: each node runs "kptrace agent" beside a proxy
+	// that does not trace and stands for anybody's kube-proxy.
+	Beside bool
 	// ProxyArgs are more arguments for "kptrace proxy" on each node.
 	ProxyArgs []string
 	Options   Options
@@ -54,6 +57,9 @@ const (
 	FaultRefuse    = "refuse"    // close the pod's ports
 	FaultSlow      = "slow"      // wait before each answer
 	FaultReset     = "reset"     // reset connections instead of answering
+	FaultAbort     = "abort"     // as a client, reset each connection after asking
+	FaultLarge     = "large"     // answer with 32 KiB
+	FaultVanish    = "vanish"    // answer no ARP, so that nobody finds the pod
 	FaultHeal      = "heal"      // undo all of it
 )
 
@@ -65,6 +71,9 @@ func Faults() [][2]string {
 		{FaultRefuse, "close the pod's ports"},
 		{FaultSlow, "make the pod wait before each answer"},
 		{FaultReset, "make the pod reset each connection instead of answering"},
+		{FaultAbort, "make the pod, as a client, reset each connection after it has asked"},
+		{FaultLarge, "make the pod answer with 32 KiB"},
+		{FaultVanish, "make the pod answer no ARP, so that its node does not find it"},
 		{FaultHeal, "undo all faults of the pod"},
 	}
 }

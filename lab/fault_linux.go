@@ -3,9 +3,11 @@ package lab
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -59,11 +61,19 @@ func (p *pod) fault(ctx context.Context, kind string, delay time.Duration) error
 		o = order{Do: doSlow, Delay: delay}
 	case FaultReset:
 		o = order{Do: doReset, On: true}
+	case FaultAbort:
+		o = order{Do: doAbort, On: true}
+	case FaultLarge:
+		o = order{Do: doLarge, On: true}
+	case FaultVanish:
+		if err := p.arp(false); err != nil {
+			return err
+		}
 	case FaultHeal:
 		p.faults = nil
 		return p.heal(ctx)
 	default:
-		return fmt.Errorf("unknown fault: use kill, blackhole, refuse, slow, reset or heal")
+		return fmt.Errorf("unknown fault: use kill, blackhole, refuse, slow, reset, abort, large, vanish or heal")
 	}
 	if o.Do != "" {
 		if p.link == nil {
@@ -88,13 +98,46 @@ func (p *pod) heal(ctx context.Context) error {
 			return err
 		}
 	}
-	orders := []order{{Do: doListen}, {Do: doSlow}, {Do: doReset}}
+	if err := p.arp(true); err != nil {
+		return err
+	}
+	orders := []order{{Do: doListen}, {Do: doSlow}, {Do: doReset}, {Do: doAbort}, {Do: doLarge}}
 	if p.talking {
 		orders = append(orders, order{Do: doStart})
 	}
 	for _, o := range orders {
 		if err := p.link.do(ctx, o); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// arp says whether the pod answers ARP. Its gateway forgets where it was.
+func (p *pod) arp(on bool) error {
+	link, err := p.space.nl.LinkByName(podDev)
+	if err != nil {
+		return fmt.Errorf("finding %s: %w", podDev, err)
+	}
+	if on {
+		return p.space.nl.LinkSetARPOn(link)
+	}
+	if err := p.space.nl.LinkSetARPOff(link); err != nil {
+		return err
+	}
+	node, ok := p.lab.world.spaces[NodeSpace(p.Node)]
+	if !ok {
+		return nil
+	}
+	peers, err := node.nl.NeighList(0, netlink.FAMILY_V4)
+	if err != nil {
+		return err
+	}
+	for i := range peers {
+		if a, ok := netip.AddrFromSlice(peers[i].IP); ok && a.Unmap() == p.Addr {
+			if err := node.nl.NeighDel(&peers[i]); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

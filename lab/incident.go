@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/kptrace/kptrace/trace"
 )
@@ -17,25 +18,39 @@ type Incident struct {
 	// Symptom is what a user is told, and Service the Service that it is about, in
 	// namespace shop.
 	Symptom, Service string
-	// Reason is the code by which kptrace calls failed connections to Service, or
-	// Check the finding of kptrace check where there are no such connections.
+	// Reason is the code by which kptrace calls failed connections to Service, Check
+	// a finding of kptrace check; one of them may be empty.
 	Reason trace.Reason
 	Check  string
 	// Answer says what was done.
 	Answer string
+	// Beside says that it happens to a kube-proxy that kptrace only watches.
+	Beside bool
+	// Once says that only connections fail that are under way or begin while it
+	// happens, Late how long after their begin it is known why, if not soon.
+	Once bool
+	Late time.Duration
 
 	do step
 }
 
-// step is what an incident does: faults of pods, commands on the node, settings
-// of the node, edits of the manifests, a route of the node that goes nowhere.
+// step is what an incident does, in this order.
 type step struct {
-	faults  [][2]string // kind, pod
-	node    [][]string  // arguments of iptables
-	sysctls [][2]string
+	stop    bool        // the kube-proxy beside which kptrace runs
+	faults  [][2]string // of pods: kind, pod
+	sysctls []setting   // of the node
+	noRoute string      // the node's route to this pod goes nowhere
+	detour  string      // the node's route to this address leads to foo-3
+	mtu     string      // of the node's link to this pod, 1000
+	busy    string      // connections to this endpoint have ports 61000 to 61007 of the node
+	nft     string      // rules of nf_tables, in a table ip guard
+	node    [][]string  // arguments of iptables on the node
+	pause   time.Duration
 	edit    func(manifests string) string
-	noRoute string // a pod's address
 }
+
+// setting is a sysctl of the node: what it is made, and what it was.
+type setting struct{ name, value, was string }
 
 // Incidents lists all incidents; numbers begin with 1.
 func Incidents() []Incident {
@@ -62,7 +77,7 @@ func Incidents() []Incident {
 		{Name: "docker", Service: "foo", Symptom: "since Docker was installed on the node, pods reach no Service; from outside they work", Reason: trace.PolicyDrop,
 			Answer: "Docker set the policy of FORWARD to DROP.", do: step{node: iptables("-P FORWARD DROP")}},
 		{Name: "forwarding", Service: "foo", Symptom: "nothing works any more", Reason: trace.NotForwarded,
-			Answer: "net.ipv4.ip_forward was set to 0.", do: step{sysctls: [][2]string{{"net/ipv4/ip_forward", "0"}}}},
+			Answer: "net.ipv4.ip_forward was set to 0.", do: step{sysctls: []setting{{"net/ipv4/ip_forward", "0", "1"}}}},
 		{Name: "selector", Service: "foo", Symptom: "http://foo.shop is refused since the deployment of a new version", Reason: trace.NoEndpoints,
 			Answer: "The Service's selector matches no pod: its EndpointSlice is empty.",
 			do:     step{edit: endpoints("foo", func(string) string { return "" })}},
@@ -104,9 +119,41 @@ func Incidents() []Incident {
 			do: step{faults: [][2]string{{FaultRefuse, "shop/foo-2"}}, edit: endpoints("foo", func(line string) string {
 				return strings.Replace(line, "nodeName", "conditions: {ready: false, serving: true, terminating: true}, nodeName", 1)
 			})}},
-		{Name: "shadow", Service: "front", Symptom: "http://node1:30080 answers nobody outside, and kptrace follow shows none of them", Check: "nodeport-shadowed",
+		{Name: "shadow", Service: "front", Symptom: "http://node1:30080 answers nobody outside", Reason: trace.NodePortShadowed, Check: "nodeport-shadowed",
 			Answer: "Another program takes port 30080 before the Service can: a DNAT rule at the head of PREROUTING.",
 			do:     step{node: iptables("-t nat -I PREROUTING -p tcp -m tcp --dport 30080 -j DNAT --to-destination 10.244.1.99:80")}},
+		{Name: "silent-dns", Service: "dns", Symptom: "nobody gets an answer from udp://dns.shop:53", Reason: trace.NoReply, Late: 4 * time.Second,
+			Answer: "Pod dns-1 answers nobody: its routes lead nowhere.", do: step{faults: [][2]string{{FaultBlackhole, "shop/dns-1"}}}},
+		{Name: "vanished", Service: "foo", Symptom: "one request in three to http://foo.shop finds no route to host", Reason: trace.Unreachable, Late: 6 * time.Second,
+			Answer: "Pod foo-2 is no more where the node looks for it: it answers no ARP.", do: step{faults: [][2]string{{FaultVanish, "shop/foo-2"}},
+				sysctls: []setting{{"net/ipv4/icmp_ratelimit", "0", "1000"}}}}, // or the node says it to few
+		{Name: "impatient", Service: "foo", Symptom: "the pods of foo log resets by one of their clients", Reason: trace.ResetByClient,
+			Answer: "Pod batch resets its connections instead of waiting for the answer.", do: step{faults: [][2]string{{FaultAbort, "shop/batch"}}}},
+		{Name: "idle", Service: "foo", Symptom: "requests to http://foo.shop on connections that were idle for a while hang", Reason: trace.IdleExpired, Late: 7 * time.Second,
+			Answer: "nf_conntrack_tcp_timeout_established was set to 1 second.",
+			do:     step{sysctls: []setting{{"net/netfilter/nf_conntrack_tcp_timeout_established", "1", "432000"}}}},
+		{Name: "guard", Service: "foo", Symptom: "one request in three to http://foo.shop hangs, and iptables-save shows no reason", Reason: trace.DroppedOnNode,
+			Answer: "A table of nf_tables that is not of iptables, ip guard, drops what goes to foo-2.",
+			do:     step{nft: "chain forward { type filter hook forward priority 10; ip daddr 10.244.1.22 ct state new drop; }"}},
+		{Name: "detour", Service: "front", Symptom: "http://node1:30080 answers nobody outside since routes were changed", Reason: trace.RPFilter,
+			Answer: "The node's route to the client leads to another interface than it comes in by, and rp_filter is strict.",
+			do:     step{sysctls: []setting{{"net/ipv4/conf/all/rp_filter", "1", "0"}}, detour: "172.18.0.100/32"}},
+		{Name: "ports", Service: "foo", Symptom: "some requests to http://foo.shop hang when there are many at once", Reason: trace.SourcePorts,
+			Answer: "A rule masquerades what goes to foo-2 to eight ports of the node, and connections that last have them all.",
+			do:     step{busy: "10.244.1.22:8080", node: iptables("-t nat -I POSTROUTING -p tcp -d " + foo2 + " -j MASQUERADE --to-ports 61000-61007")}},
+		{Name: "large", Service: "foo", Symptom: "pod web gets no answer from http://foo.shop when it is a long one", Reason: trace.TooLarge, Late: 4 * time.Second,
+			Answer: "The node's link to web has an MTU of 1000, and a rule drops the word about it to the pods.",
+			do: step{faults: [][2]string{{FaultLarge, "shop/foo-1"}, {FaultLarge, "shop/foo-2"}, {FaultLarge, "shop/foo-3"}}, mtu: "shop/web",
+				node: iptables("-I OUTPUT -p icmp -m icmp --icmp-type fragmentation-needed -j DROP")}},
+		{Name: "flushed", Service: "foo", Symptom: "for a moment requests to http://foo.shop hung", Reason: trace.Untranslated, Once: true,
+			Answer: "Somebody emptied PREROUTING of table nat; the proxy brought its rule back, and connections that began meanwhile went on to the address of the Service itself.",
+			do:     step{node: iptables("-t nat -F PREROUTING")}},
+		{Name: "eviction", Service: "foo", Symptom: "for a moment requests to http://foo.shop hung", Reason: trace.EndpointGone, Once: true,
+			Answer: "Pods foo-2 and foo-3 died; until the API said so connections were still sent to them.",
+			do:     step{faults: [][2]string{{FaultBlackhole, "shop/foo-2"}, {FaultBlackhole, "shop/foo-3"}}, pause: 600 * time.Millisecond, edit: endpoints("foo", only("foo-1"))}},
+		{Name: "stopped", Service: "foo", Symptom: "since the rollout two requests in three to http://foo.shop are refused", Reason: trace.RulesBehind, Check: "endpoint-gone", Beside: true,
+			Answer: "kube-proxy hangs: its rules still lead to foo-2 and foo-3, which are no endpoints any more.",
+			do:     step{stop: true, faults: [][2]string{{FaultRefuse, "shop/foo-2"}, {FaultRefuse, "shop/foo-3"}}, edit: endpoints("foo", only("foo-1"))}},
 	}
 }
 
@@ -119,6 +166,16 @@ func FindIncident(s string) (n int, in Incident, err error) {
 		}
 	}
 	return 0, Incident{}, fmt.Errorf("lab: no incident %q: there are 1 to %d", s, len(all))
+}
+
+// only keeps the endpoint line of a pod.
+func only(pod string) func(string) string {
+	return func(line string) string {
+		if strings.Contains(line, "name: "+pod+",") {
+			return line
+		}
+		return ""
+	}
 }
 
 // endpoints edits each endpoint line of a Service's slice; an empty line takes it

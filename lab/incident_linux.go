@@ -4,15 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/internal/exec"
 	"github.com/kptrace/kptrace/internal/xtables"
 )
@@ -45,13 +50,22 @@ func (l *Lab) Happened() int {
 }
 
 func (l *Lab) happen(ctx context.Context, s *step) error {
+	node := l.world.spaces[NodeSpace(incidentNode)]
+	if s.stop {
+		if err := l.followed(ctx); err != nil {
+			return err
+		}
+		if err := l.signalBeside(syscall.SIGSTOP); err != nil {
+			return err
+		}
+	}
 	for _, f := range s.faults {
 		if err := l.Fault(ctx, f[0], f[1], 0); err != nil {
 			return err
 		}
 	}
 	for _, c := range s.sysctls {
-		if err := l.world.spaces[NodeSpace(incidentNode)].ns.SetSysctl(c[0], c[1]); err != nil {
+		if err := node.ns.SetSysctl(c.name, c.value); err != nil {
 			return err
 		}
 	}
@@ -60,21 +74,87 @@ func (l *Lab) happen(ctx context.Context, s *step) error {
 			return err
 		}
 	}
-	if s.edit != nil {
-		path := filepath.Join(l.cfg.Dir, "shop.yaml")
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		changed := s.edit(string(b))
-		if changed == string(b) {
-			return errors.New("the manifests are not those of the scenario incident")
-		}
-		if err := replaceFile(path, changed); err != nil {
+	if s.detour != "" {
+		if err := l.nodeDetour(s.detour, true); err != nil {
 			return err
 		}
 	}
-	return l.nodeIPTables(ctx, s.node)
+	if s.mtu != "" {
+		if err := l.nodeMTU(s.mtu, 1000); err != nil {
+			return err
+		}
+	}
+	if s.busy != "" {
+		if err := l.nodeBusy(s.busy, true); err != nil {
+			return err
+		}
+	}
+	if s.nft != "" {
+		if err := l.nodeRun(ctx, "nft", "table ip guard { "+s.nft+"; }"); err != nil {
+			return err
+		}
+	}
+	if err := l.nodeIPTables(ctx, s.node); err != nil {
+		return err
+	}
+	if s.pause > 0 {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(s.pause):
+		}
+	}
+	if s.edit == nil {
+		return nil
+	}
+	path := filepath.Join(l.cfg.Dir, "shop.yaml")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	changed := s.edit(string(b))
+	if changed == string(b) {
+		return errors.New("the manifests are not those of the scenario incident")
+	}
+	return replaceFile(path, changed)
+}
+
+// nodeRun runs a program on the node.
+func (l *Lab) nodeRun(ctx context.Context, program string, args ...string) error {
+	_, err := exec.Run(ctx, exec.Spec{Path: program, Args: args, Netns: l.world.spaces[NodeSpace(incidentNode)].ns.Fd()})
+	return err
+}
+
+// followed waits until the node's rules lead to foo-3 again, as they do before an
+// incident.
+func (l *Lab) followed(ctx context.Context) error {
+	program := xtables.Program(xtables.NFT, xtables.IPv4, "save")
+	if l.flavour() == "legacy" {
+		program = xtables.Program(xtables.Legacy, xtables.IPv4, "save")
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		res, err := exec.Run(ctx, exec.Spec{Path: program, Args: []string{"-t", "nat"}, Netns: l.world.spaces[NodeSpace(incidentNode)].ns.Fd()})
+		if err != nil {
+			return err
+		}
+		if strings.Contains(string(res.Stdout), "10.244.1.23:8080") {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return errors.New("the rules do not lead to foo-3")
+		}
+	}
+}
+
+// signalBeside signals the kube-proxy that kptrace only watches.
+func (l *Lab) signalBeside(sig syscall.Signal) error {
+	l.nodesMu.Lock()
+	defer l.nodesMu.Unlock()
+	p := l.nodes[besideKey(incidentNode)]
+	if p == nil {
+		return errors.New("there is no kube-proxy beside kptrace: the lab needs --beside")
+	}
+	return p.Signal(sig)
 }
 
 // nodeIPTables runs iptables of the flavour that the node's proxy uses.
@@ -83,13 +163,11 @@ func (l *Lab) nodeIPTables(ctx context.Context, commands [][]string) error {
 		return nil
 	}
 	flavour := xtables.NFT
-	if i := slices.Index(l.cfg.ProxyArgs, "--iptables-flavour"); i >= 0 && i+1 < len(l.cfg.ProxyArgs) && l.cfg.ProxyArgs[i+1] == "legacy" {
+	if l.flavour() == "legacy" {
 		flavour = xtables.Legacy
 	}
 	for _, args := range commands {
-		spec := exec.Spec{Path: xtables.Program(flavour, xtables.IPv4, ""), Args: append([]string{"-w", "5"}, args...),
-			Netns: l.world.spaces[NodeSpace(incidentNode)].ns.Fd()}
-		if _, err := exec.Run(ctx, spec); err != nil {
+		if err := l.nodeRun(ctx, xtables.Program(flavour, xtables.IPv4, ""), append([]string{"-w", "5"}, args...)...); err != nil {
 			return err
 		}
 	}
@@ -121,6 +199,71 @@ func (l *Lab) nodeRoute(to string, kind int) error {
 	return fmt.Errorf("the node has no route to %s", to)
 }
 
+// nodeDetour makes a route of the node's to an address that leads to foo-3, or
+// takes it away.
+func (l *Lab) nodeDetour(to string, on bool) error {
+	sp := l.world.spaces[NodeSpace(incidentNode)]
+	_, dst, err := net.ParseCIDR(to)
+	if err != nil {
+		return err
+	}
+	link, err := sp.nl.LinkByName(devName("veth", PodSpace("shop", "foo-3")))
+	if err != nil {
+		return err
+	}
+	route := &netlink.Route{Dst: dst, LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK}
+	if !on {
+		return sp.nl.RouteDel(route)
+	}
+	return sp.nl.RouteAdd(route)
+}
+
+// nodeMTU sets the MTU of the node's link to a pod ("NAMESPACE/NAME").
+func (l *Lab) nodeMTU(pod string, mtu int) error {
+	sp := l.world.spaces[NodeSpace(incidentNode)]
+	namespace, name, _ := strings.Cut(pod, "/")
+	link, err := sp.nl.LinkByName(devName("veth", PodSpace(namespace, name)))
+	if err != nil {
+		return err
+	}
+	return sp.nl.LinkSetMTU(link, mtu)
+}
+
+// nodeBusy has eight of the node's ports be taken by connections to an endpoint, or
+// not.
+func (l *Lab) nodeBusy(to string, on bool) error {
+	ep, err := netip.ParseAddrPort(to)
+	if err != nil {
+		return err
+	}
+	var node netip.Addr
+	for i := range l.cluster.Nodes {
+		if n := &l.cluster.Nodes[i]; n.Name == incidentNode {
+			node = gateway(n.PodCIDR) // which it has towards pods
+		}
+	}
+	return l.Do(NodeSpace(incidentNode), func() error {
+		c, err := conntrack.Open(conntrack.Config{})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for port := uint16(61000); port < 61008; port++ {
+			t := conntrack.NewTuple(conntrack.TCP, netip.AddrPortFrom(node, port), ep)
+			f := conntrack.Flow{Orig: t, Reply: t.Reverse(), Timeout: time.Hour}
+			if on {
+				err = c.Create(f)
+			} else {
+				err = c.Delete(f)
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // Heal undoes the last Incident, so that another one can happen.
 func (l *Lab) Heal(ctx context.Context) error {
 	n := l.Happened()
@@ -128,18 +271,39 @@ func (l *Lab) Heal(ctx context.Context) error {
 		return nil
 	}
 	s := Incidents()[n-1].do
+	node := l.world.spaces[NodeSpace(incidentNode)]
 	for _, f := range s.faults {
 		if err := l.Fault(ctx, FaultHeal, f[1], 0); err != nil {
 			return err
 		}
 	}
 	for _, c := range s.sysctls {
-		if err := l.world.spaces[NodeSpace(incidentNode)].ns.SetSysctl(c[0], "1"); err != nil {
+		if err := node.ns.SetSysctl(c.name, c.was); err != nil {
 			return err
 		}
 	}
 	if s.noRoute != "" {
 		if err := l.nodeRoute(s.noRoute, unix.RTN_UNICAST); err != nil {
+			return err
+		}
+	}
+	if s.detour != "" {
+		if err := l.nodeDetour(s.detour, false); err != nil {
+			return err
+		}
+	}
+	if s.mtu != "" {
+		if err := l.nodeMTU(s.mtu, 1500); err != nil {
+			return err
+		}
+	}
+	if s.busy != "" {
+		if err := l.nodeBusy(s.busy, false); err != nil {
+			return err
+		}
+	}
+	if s.nft != "" {
+		if err := l.nodeRun(ctx, "nft", "delete table ip guard"); err != nil {
 			return err
 		}
 	}
@@ -149,6 +313,11 @@ func (l *Lab) Heal(ctx context.Context) error {
 			return err
 		}
 		if err := replaceFile(filepath.Join(l.cfg.Dir, "shop.yaml"), string(b)); err != nil {
+			return err
+		}
+	}
+	if s.stop {
+		if err := l.signalBeside(syscall.SIGCONT); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -117,21 +118,49 @@ func (l *Lab) start(ctx context.Context) error {
 	return nil
 }
 
-// StartNode runs "kptrace proxy" in a node's namespace. Start did so for all
-// nodes; it is for one whose proxy has ended, see Ended.
+// StartNode runs "kptrace proxy" in a node's namespace, or an agent and the proxy
+// beside it, what of them does not run. Start did so for all nodes; it is for one
+// whose program has ended, see Ended.
 func (l *Lab) StartNode(name string) error {
+	if !l.cfg.Beside {
+		return l.startNode(name, name, append([]string{"proxy", "--socket", l.NodeSocket(name)}, l.cfg.ProxyArgs...))
+	}
+	// What it owns is not the agent's, hence a folder of its own.
+	dir := filepath.Join(l.cfg.SocketDir, "kube-proxy")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("lab: starting node %s: %w", name, err)
+	}
+	err := l.startNode(name, besideKey(name), append([]string{"proxy", "--trace=false", "--healthz-bind-address", "127.0.0.1:10256", "--socket", filepath.Join(dir, name+".sock")}, l.cfg.ProxyArgs...))
+	if err != nil {
+		return err
+	}
+	return l.startNode(name, name, []string{"agent", "--iptables-flavour", l.flavour(), "--socket", l.NodeSocket(name)})
+}
+
+// besideKey names the proxy of a node beside which an agent runs.
+func besideKey(node string) string { return node + " (kube-proxy)" }
+
+// flavour is the flavour of iptables that was asked for.
+func (l *Lab) flavour() string {
+	if i := slices.Index(l.cfg.ProxyArgs, "--iptables-flavour"); i >= 0 && i+1 < len(l.cfg.ProxyArgs) {
+		return l.cfg.ProxyArgs[i+1]
+	}
+	return "auto"
+}
+
+// startNode runs a program of a node, unless it runs already.
+func (l *Lab) startNode(name, key string, args []string) error {
 	sp, ok := l.world.spaces[NodeSpace(name)]
 	if !ok {
 		return fmt.Errorf("lab: no node %s", name)
 	}
-	args := append([]string{}, l.cfg.Self[1:]...)
-	args = append(args, "proxy", "--manifests", l.cfg.Dir, "--node", name, "--socket", l.NodeSocket(name))
+	args = append(append([]string{}, l.cfg.Self[1:]...), args...)
 	spec := exec.Spec{
-		Path: l.cfg.Self[0], Argv0: "kptrace", Args: append(args, l.cfg.ProxyArgs...),
+		Path: l.cfg.Self[0], Argv0: "kptrace", Args: append(args, "--manifests", l.cfg.Dir, "--node", name),
 		Netns: sp.ns.Fd(), OwnGroup: true,
 	}
 	if l.cfg.Output != nil {
-		spec.Stderr = &prefixer{out: l.cfg.Output, prefix: name + ": "}
+		spec.Stderr = &prefixer{out: l.cfg.Output, prefix: key + ": "}
 	}
 	l.nodesMu.Lock()
 	defer l.nodesMu.Unlock()
@@ -140,11 +169,18 @@ func (l *Lab) StartNode(name string) error {
 		return errClosed
 	default:
 	}
+	if p := l.nodes[key]; p != nil {
+		select {
+		case <-p.Done():
+		default:
+			return nil
+		}
+	}
 	p, err := exec.Start(spec)
 	if err != nil {
-		return fmt.Errorf("lab: starting node %s: %w", name, err)
+		return fmt.Errorf("lab: starting %s: %w", key, err)
 	}
-	l.nodes[name] = p
+	l.nodes[key] = p
 	l.watchers.Go(func() {
 		end := NodeEnd{Node: name, Err: p.Wait()}
 		select {
@@ -265,6 +301,7 @@ func (l *Lab) Close() {
 		l.nodesMu.Lock() // nobody starts one from here on
 		defer l.nodesMu.Unlock()
 		for _, p := range l.nodes {
+			_ = p.Signal(syscall.SIGCONT) // an incident may have stopped it
 			_ = p.Signal(syscall.SIGTERM)
 		}
 		for _, p := range l.pods {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,6 +37,7 @@ type podProgram struct {
 	server *server
 	stop   context.CancelFunc
 	ended  chan struct{}
+	abort  atomic.Bool // what clients do, see doAbort
 }
 
 func (p *podProgram) say(w word) {
@@ -99,6 +101,12 @@ func (p *podProgram) obey(ctx context.Context, o order) error {
 	case doReset:
 		p.server.reset.Store(o.On)
 		return nil
+	case doLarge:
+		p.server.large.Store(o.On)
+		return nil
+	case doAbort:
+		p.abort.Store(o.On)
+		return nil
 	case doStart:
 		return p.obeyStart(ctx)
 	}
@@ -113,7 +121,7 @@ func (p *podProgram) obeyStart(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("lab: pod's own address: %w", err)
 	}
-	c := client{id: p.spec.ID, addr: addr, report: func(r *Report) { p.say(word{Report: r}) }}
+	c := client{id: p.spec.ID, addr: addr, abort: &p.abort, report: func(r *Report) { p.say(word{Report: r}) }}
 	ctx, p.stop = context.WithCancel(ctx)
 	ended := make(chan struct{})
 	p.ended = ended

@@ -29,6 +29,8 @@ const (
 	doListen = "listen" // open them again
 	doSlow   = "slow"   // wait Delay before each answer
 	doReset  = "reset"  // reset connections instead of answering, if On
+	doAbort  = "abort"  // as a client, reset each connection after asking, if On
+	doLarge  = "large"  // answer with much, if On
 )
 
 // word is a line from a pod's program.

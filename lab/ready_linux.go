@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"time"
 
 	"github.com/kptrace/kptrace/exporters/relay"
@@ -16,19 +18,25 @@ func (l *Lab) WaitReady(ctx context.Context) error {
 		return nil
 	}
 	for i := range l.cluster.Nodes {
-		if err := l.waitNode(ctx, l.cluster.Nodes[i].Name); err != nil {
+		name := l.cluster.Nodes[i].Name
+		if l.cfg.Beside {
+			if err := l.waitNode(ctx, name, func() error { return l.healthy(name) }); err != nil {
+				return err
+			}
+		}
+		if err := l.waitNode(ctx, name, func() error { return synced(ctx, l.NodeSocket(name)) }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (l *Lab) waitNode(ctx context.Context, name string) error {
+func (l *Lab) waitNode(ctx context.Context, name string, ready func() error) error {
 	var last error
 	poll := time.NewTicker(20 * time.Millisecond)
 	defer poll.Stop()
 	for {
-		if last = synced(ctx, l.NodeSocket(name)); last == nil {
+		if last = ready(); last == nil {
 			return nil
 		}
 		select {
@@ -63,4 +71,28 @@ func synced(ctx context.Context, socket string) error {
 		return errNotSynced
 	}
 	return nil
+}
+
+// healthy reports whether the proxy beside an agent says that it has programmed the
+// kernel.
+func (l *Lab) healthy(name string) error {
+	return l.Do(NodeSpace(name), func() error {
+		c, err := net.DialTimeout("tcp", "127.0.0.1:10256", time.Second)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(time.Second))
+		if _, err := io.WriteString(c, "GET /healthz HTTP/1.0\r\n\r\n"); err != nil {
+			return err
+		}
+		head := make([]byte, len("HTTP/1.0 200"))
+		if _, err := io.ReadFull(c, head); err != nil {
+			return err
+		}
+		if string(head[len("HTTP/1.0 "):]) != "200" {
+			return errNotSynced
+		}
+		return nil
+	})
 }

@@ -16,6 +16,9 @@ import (
 // patience is how long either end waits for the other once connected.
 const patience = 5 * time.Second
 
+// largeAnswer is more than fits in a few packets.
+const largeAnswer = 32 << 10
+
 // server answers on a pod's ports with the pod's name and the address that
 // the client seems to have.
 type server struct {
@@ -23,6 +26,7 @@ type server struct {
 	ports []Port
 	delay atomic.Int64 // nanoseconds before each answer
 	reset atomic.Bool  // instead of an answer
+	large atomic.Bool  // an answer of largeAnswer bytes
 
 	mu   sync.Mutex
 	open []io.Closer
@@ -106,6 +110,9 @@ func (s *server) serveConn(conn net.Conn, http bool) {
 	d := time.Duration(s.delay.Load())
 	_ = conn.SetDeadline(time.Now().Add(patience + d))
 	body := s.answer(conn.RemoteAddr())
+	if s.large.Load() {
+		body = append(body, bytes.Repeat([]byte{'\n'}, largeAnswer-len(body))...)
+	}
 	if http {
 		if err := readHead(conn); err != nil {
 			return

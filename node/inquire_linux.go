@@ -3,9 +3,16 @@ package node
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
+	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/liverules"
@@ -22,26 +29,28 @@ const (
 	rulesFor = 2 * time.Second
 )
 
-// inquirer finds out why first packets did not leave the node: it walks them
-// through the live rules. It runs beside the correlator and never delays it.
+// inquirer finds out why first packets did not leave the node, or went elsewhere:
+// it walks them through the live rules and asks for routes, settings and entries.
+// It runs beside the correlator and never delays it.
 type inquirer struct {
-	flows chan *trace.Flow
-	views func() []*proxy.View
+	flows chan correlate.Inquiry
 	do    func(context.Context, func(*correlate.Correlator)) error
 
 	state *check.State
-	rules *liverules.Program
-	read  time.Time
+	// rules are those of the flavour that serves, others the ones beside them.
+	rules  *liverules.Program
+	others []*liverules.Program
+	read   time.Time
 }
 
-func newInquirer(views func() []*proxy.View, do func(context.Context, func(*correlate.Correlator)) error) *inquirer {
-	return &inquirer{flows: make(chan *trace.Flow, inquiries), views: views, do: do}
+func newInquirer(do func(context.Context, func(*correlate.Correlator)) error) *inquirer {
+	return &inquirer{flows: make(chan correlate.Inquiry, inquiries), do: do}
 }
 
 // ask takes a flow, if there is room.
-func (q *inquirer) ask(f *trace.Flow) {
+func (q *inquirer) ask(in correlate.Inquiry) {
 	select {
-	case q.flows <- f:
+	case q.flows <- in:
 	default:
 	}
 }
@@ -52,8 +61,9 @@ func (q *inquirer) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case f := <-q.flows:
-			reason, cause := q.why(ctx, f)
+		case in := <-q.flows:
+			f := in.Flow
+			reason, cause := q.why(ctx, in)
 			if reason == trace.NoReason && cause == "" {
 				continue
 			}
@@ -65,62 +75,331 @@ func (q *inquirer) run(ctx context.Context) error {
 	}
 }
 
-// why walks a flow's first packet. An empty reason with a cause says why there is
-// none.
-func (q *inquirer) why(ctx context.Context, f *trace.Flow) (reason trace.Reason, cause string) {
-	if v, err := readSysctl("net/ipv4/ip_forward"); err == nil && v == "0" && f.Tuple.Is4() && f.Backend.Addr.IsValid() && deviceTo(f.Backend.Addr.Addr()) != "" {
-		return trace.NotForwarded, "net.ipv4.ip_forward is 0"
-	}
-	if f.Reason == trace.Unreachable { // said the node itself
-		if deviceTo(f.Backend.Addr.Addr()) == "" {
-			return trace.NoRoute, ""
-		}
-		return trace.NoReason, ""
+// why finds out what became of a flow's first packet. An empty reason with a cause
+// says why there is none.
+func (q *inquirer) why(ctx context.Context, in correlate.Inquiry) (reason trace.Reason, cause string) {
+	f := in.Flow
+	if cause := filteredBack(in); cause != "" {
+		return trace.RPFilter, cause
 	}
 	if err := q.refresh(ctx, f.Start); err != nil {
 		return trace.NoReason, "the live rules cannot be read"
 	}
+	ways := q.ways(f)
+	if in.Elsewhere {
+		return shadowed(ways, f.Backend.Addr)
+	}
+	if v, err := readSysctl("net/ipv4/ip_forward"); err == nil && v == "0" && f.Tuple.Is4() && q.abroad(f, ways) {
+		return trace.NotForwarded, "net.ipv4.ip_forward is 0"
+	}
+	var sure []fate
+	perhaps := ""
+	for _, x := range q.fates(f, ways) {
+		switch {
+		case x.stop == nil && !x.lost:
+		case x.passes && !x.lost && f.Reason != trace.DroppedByRule:
+			perhaps = lastStep(x.stop)
+		default:
+			sure = append(sure, x)
+		}
+	}
+	if reason, cause, ok := verdict(sure); ok {
+		return reason, cause
+	}
+	switch {
+	case perhaps != "":
+		return trace.NoReason, "perhaps by " + perhaps + ", which could not be evaluated"
+	case f.Reason == trace.Unreachable:
+		return trace.NoReason, "" // said by the node: no neighbour
+	case f.Reason == trace.DroppedByRule: // the node answered, by a rule that was not found
+		return trace.NoReason, "the node itself refused it; no rule that is there now explains it"
+	}
+	if cause := q.besideRules(f); cause != "" {
+		return trace.DroppedByRule, cause
+	}
+	if cause := q.portsTaken(ctx, f, ways); cause != "" {
+		return trace.SourcePorts, cause
+	}
+	cause = "the live rules of iptables would have let it through"
+	if t := foreignTables(q.state.NFTables); len(t) > 0 {
+		cause += "; those of nf_tables in " + strings.Join(t, ", ") + " were not evaluated"
+	}
+	return trace.NoReason, cause
+}
+
+// packet is a flow's first packet.
+func (q *inquirer) packet(f *trace.Flow) proxy.Packet {
 	src := f.Tuple.Src()
 	pkt := proxy.Packet{Proto: f.Tuple.Proto(), Src: src, Dst: f.Tuple.Dst(), FromNode: slices.Contains(q.state.Addrs, src.Addr())}
 	if !pkt.FromNode {
 		pkt.In = deviceTo(src.Addr())
 	}
-	var stop *liverules.Way
-	passes := false
-	for _, w := range q.rules.Ways(pkt) {
-		if f.Backend.Addr.IsValid() && w.Endpoint != f.Backend.Addr {
-			continue
+	return pkt
+}
+
+// ways are those that the packet could have gone, to its endpoint if that is known.
+func (q *inquirer) ways(f *trace.Flow) []liverules.Way {
+	return slices.DeleteFunc(q.rules.Ways(q.packet(f)), func(w liverules.Way) bool {
+		return f.Backend.Addr.IsValid() && w.Endpoint != f.Backend.Addr
+	})
+}
+
+// abroad reports whether the packet can only have been meant for other machines.
+func (q *inquirer) abroad(f *trace.Flow, ways []liverules.Way) bool {
+	other := func(a netip.AddrPort) bool { return a.IsValid() && deviceTo(a.Addr()) != "" }
+	if f.Backend.Addr.IsValid() {
+		return other(f.Backend.Addr)
+	}
+	return len(ways) > 0 && !slices.Contains(q.state.Addrs, f.Tuple.Src().Addr()) &&
+		!slices.ContainsFunc(ways, func(w liverules.Way) bool { return !other(w.Endpoint) })
+}
+
+// fate is what became of packets to one endpoint: a way there ends at a rule, or
+// passes, or there is no route.
+type fate struct {
+	endpoint netip.AddrPort
+	stop     *liverules.Way
+	passes   bool
+	lost     bool
+}
+
+func (q *inquirer) fates(f *trace.Flow, ways []liverules.Way) []fate {
+	var out []fate
+	at := func(ep netip.AddrPort) *fate {
+		i := slices.IndexFunc(out, func(x fate) bool { return x.endpoint == ep })
+		if i < 0 {
+			i = len(out)
+			out = append(out, fate{
+				endpoint: ep,
+				lost:     ep.IsValid() && deviceTo(ep.Addr()) == "" && !slices.Contains(q.state.Addrs, ep.Addr()),
+			})
 		}
+		return &out[i]
+	}
+	if ep := f.Backend.Addr; ep.IsValid() {
+		at(ep) // also where no rule leads there any more
+	}
+	for i := range ways {
+		w := &ways[i]
+		x := at(w.Endpoint)
 		if (w.Verdict == proxy.Drop || w.Verdict == proxy.Reject) && !w.Unsure {
-			stop = &w
+			x.stop = w
 		} else {
-			passes = true
+			x.passes = true
+		}
+	}
+	return out
+}
+
+// verdict is what endpoints that get no packets have in common. Where it is not
+// known which was picked, the packet went to one of these: to others it would have
+// passed.
+func verdict(sure []fate) (reason trace.Reason, cause string, ok bool) {
+	for i := range sure {
+		x := &sure[i]
+		r, c := trace.NoRoute, ""
+		if x.stop != nil && !x.lost {
+			r, c = trace.DroppedByRule, lastStep(x.stop)
+			if x.stop.Reason == "policy-drop" {
+				r = trace.PolicyDrop
+			}
+		}
+		if ok && r != reason {
+			return trace.NoReason, "", false
+		}
+		if ok && c != cause {
+			c = "one of several"
+		}
+		reason, cause, ok = r, c, true
+	}
+	return reason, cause, ok
+}
+
+// filteredBack says that strict reverse path filtering drops what comes from a
+// flow's client, empty if it does not. The kernel must have dropped some.
+func filteredBack(in correlate.Inquiry) string {
+	src := in.Flow.Tuple.Src().Addr()
+	if in.Device == 0 || !src.Is4() || netstat("IPReversePathFilter") == 0 {
+		return ""
+	}
+	link, err := netlink.LinkByIndex(int(in.Device))
+	if err != nil {
+		return ""
+	}
+	name := link.Attrs().Name
+	mode := ""
+	for _, conf := range []string{"all", name} {
+		v, err := readSysctl("net/ipv4/conf/" + strings.ReplaceAll(conf, ".", "/") + "/rp_filter")
+		if err != nil {
+			return ""
+		}
+		mode = max(mode, v) // the stricter number is not the higher one, but the higher one rules
+	}
+	back := deviceTo(src)
+	switch {
+	case mode != "1" || back == name:
+		return ""
+	case back == "":
+		return "it came by " + name + ", and there is no route to " + src.String()
+	}
+	return "it came by " + name + ", and the route to " + src.String() + " leads by " + back
+}
+
+// netstat reads one of the kernel's counters of IP and TCP extensions in this
+// network namespace, zero where there is none.
+func netstat(name string) uint64 {
+	b, err := os.ReadFile("/proc/thread-self/net/netstat")
+	if err != nil {
+		return 0
+	}
+	lines := strings.Split(string(b), "\n")
+	for i := 0; i+1 < len(lines); i += 2 {
+		names, values := strings.Fields(lines[i]), strings.Fields(lines[i+1])
+		if j := slices.Index(names, name); j >= 0 && j < len(values) {
+			n, _ := strconv.ParseUint(values[j], 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// shadowed looks for a rule that is not the proxy's and leads where a flow went.
+func shadowed(ways []liverules.Way, to netip.AddrPort) (trace.Reason, string) {
+	for i := range ways {
+		w := &ways[i]
+		for j := range w.Steps {
+			s := &w.Steps[j]
+			if s.Rule == nil || s.DstAfter != to || s.Effect != xtables.EffectDNAT && s.Effect != xtables.EffectRedirect {
+				continue
+			}
+			if strings.HasPrefix(s.Chain, "KUBE-") {
+				return trace.NoReason, "" // an endpoint after all
+			}
+			return trace.NodePortShadowed, stepText(s, liverules.Owner(s.Table, s.Chain, s.Rule))
+		}
+	}
+	return trace.NoReason, ""
+}
+
+// besideRules says which rule of others drops a packet to an endpoint: of the other
+// flavour of iptables, or of any where the proxy has none.
+func (q *inquirer) besideRules(f *trace.Flow) string {
+	if !f.Backend.Addr.IsValid() {
+		return ""
+	}
+	pkt := q.packet(f)
+	pkt.Dst = f.Backend.Addr
+	for _, p := range q.others {
+		ways := p.Ways(pkt)
+		stops := func(w liverules.Way) bool {
+			return (w.Verdict == proxy.Drop || w.Verdict == proxy.Reject) && !w.Unsure
+		}
+		if n := len(ways); n > 0 && !slices.ContainsFunc(ways, func(w liverules.Way) bool { return !stops(w) }) {
+			return lastStep(&ways[n-1])
+		}
+	}
+	return ""
+}
+
+// portsTaken says that all source ports are taken with which the rules would have
+// masqueraded a flow, empty if they are not. The kernel does not look at all ports,
+// so nearly all are enough.
+func (q *inquirer) portsTaken(ctx context.Context, f *trace.Flow, ways []liverules.Way) string {
+	ep := f.Backend.Addr
+	if !ep.IsValid() || len(ways) == 0 {
+		return ""
+	}
+	lo, hi := uint16(0), uint16(0)
+	for i := range ways {
+		steps := ways[i].Steps
+		j := slices.IndexFunc(steps, func(s xtables.Step) bool {
+			return s.Effect == xtables.EffectMasquerade || s.Effect == xtables.EffectSNAT
+		})
+		if j < 0 {
+			return ""
+		}
+		lo, hi = sourcePorts(steps[j].Rule, f.Tuple.Src().Port())
+	}
+	conn, err := conntrack.Open(conntrack.Config{})
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	taken := map[netip.Addr]map[uint16]bool{}
+	err = conn.Dump(ctx, func(e conntrack.Flow) error {
+		if at := e.Reply.Dst(); e.Reply.Proto() == f.Tuple.Proto() && e.Reply.Src() == ep && at.Port() >= lo && at.Port() <= hi {
+			if taken[at.Addr()] == nil {
+				taken[at.Addr()] = map[uint16]bool{}
+			}
+			taken[at.Addr()][at.Port()] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return ""
+	}
+	all := int(hi-lo) + 1
+	for addr, ports := range taken {
+		if slices.Contains(q.state.Addrs, addr) && 100*len(ports) >= 99*all {
+			return fmt.Sprintf("%d of %d source ports of %s to %s are taken", len(ports), all, addr, ep)
+		}
+	}
+	return ""
+}
+
+// sourcePorts are the ports that a rule may give to a source: those it names, or
+// those of the port's class (nf_nat_l4proto_unique_tuple).
+func sourcePorts(r *xtables.Rule, was uint16) (lo, hi uint16) {
+	if r != nil {
+		words := strings.Fields(r.String())
+		if i := slices.Index(words, "--to-ports"); i >= 0 && i+1 < len(words) {
+			from, to, ok := strings.Cut(words[i+1], "-")
+			if !ok {
+				to = from
+			}
+			a, err := strconv.ParseUint(from, 10, 16)
+			b, err2 := strconv.ParseUint(to, 10, 16)
+			if err == nil && err2 == nil && a <= b {
+				return uint16(a), uint16(b)
+			}
 		}
 	}
 	switch {
-	case stop == nil && f.Backend.Addr.IsValid() && deviceTo(f.Backend.Addr.Addr()) == "" && !slices.Contains(q.state.Addrs, f.Backend.Addr.Addr()):
-		return trace.NoRoute, ""
-	case stop == nil && f.Reason == trace.DroppedByRule: // the node answered, by a rule that was not found
-		return trace.NoReason, "the node itself refused it; no rule that is there now explains it"
-	case stop == nil:
-		return trace.NoReason, "the live rules would have let it through"
-	case passes && f.Reason != trace.DroppedByRule:
-		return trace.NoReason, "perhaps by " + lastStep(stop) + ", which could not be evaluated"
-	case stop.Reason == "policy-drop":
-		return trace.PolicyDrop, lastStep(stop)
+	case was < 512:
+		return 1, 511
+	case was < 1024:
+		return 600, 1023
 	}
-	return trace.DroppedByRule, lastStep(stop)
+	return 1024, 65535
+}
+
+// foreignTables are tables of nf_tables that are neither of iptables nor of
+// kube-proxy.
+func foreignTables(all []string) []string {
+	var out []string
+	for _, t := range all {
+		family, name, _ := strings.Cut(t, " ")
+		ofIPTables := (family == "ip" || family == "ip6") && slices.Contains([]string{"raw", "mangle", "nat", "filter", "security"}, name)
+		if !ofIPTables && name != "kube-proxy" {
+			out = append(out, t)
+		}
+	}
+	return out
 }
 
 // lastStep names the rule or policy at which a way ends, and whose it is.
 func lastStep(w *liverules.Way) string {
-	s := w.Steps[len(w.Steps)-1]
+	s := &w.Steps[len(w.Steps)-1]
 	if s.Rule == nil {
 		return fmt.Sprintf("the policy of %s/%s", s.Table, s.Chain)
 	}
+	return stepText(s, w.Owner)
+}
+
+func stepText(s *xtables.Step, owner string) string {
 	text := fmt.Sprintf("rule %d of %s/%s", s.Index, s.Table, s.Chain)
-	if w.Owner != "" {
-		text += " (" + w.Owner + ")"
+	if owner != "" {
+		text += " (" + owner + ")"
 	}
 	return text + ": " + s.Rule.String()
 }
@@ -135,15 +414,23 @@ func (q *inquirer) refresh(ctx context.Context, began time.Time) error {
 	if err != nil {
 		return err
 	}
-	var rulesets []*xtables.Ruleset
+	cfg := liverules.Config{Addrs: s.Addrs, Route: route}
+	var serving []*xtables.Ruleset
+	var others []*liverules.Program
 	for _, fa := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
+		found := false
 		for _, d := range s.Dumps {
-			if d.Family == fa && len(xtables.LiveKube(d.Rules)) > 0 {
-				rulesets = append(rulesets, d.Rules)
-				break
+			if d.Family != fa {
+				continue
 			}
+			if !found && len(xtables.LiveKube(d.Rules)) > 0 {
+				found = true
+				serving = append(serving, d.Rules)
+				continue
+			}
+			others = append(others, liverules.New(cfg, d.Rules))
 		}
 	}
-	q.state, q.rules, q.read = s, liverules.New(liverules.Config{Addrs: s.Addrs, Route: route}, rulesets...), s.Now
+	q.state, q.rules, q.others, q.read = s, liverules.New(cfg, serving...), others, s.Now
 	return nil
 }

@@ -39,8 +39,9 @@ type Reports struct {
 	// Picked matches a packet for which an endpoint was picked, and PickID is the
 	// id of its tag.
 	Picked, PickID string
-	// Input says that packets to the node itself are picked for too.
-	Input bool
+	// Rules says that rules pick, before a packet is routed. It is then reported on
+	// its way through the node or into it too, before anybody's filter drops it.
+	Rules bool
 }
 
 // AddTo appends the chains and jumps to l, and returns the tagged rules.
@@ -79,10 +80,13 @@ func (r *Reports) AddTo(l *xtables.Layout) []*Rule {
 		life(TagSyn, IDVirtual, "-m conntrack --ctstate NEW", "report a connection to a Service before an endpoint is picked, and each SYN sent again"))
 	w.chain(ChainPick,
 		w.log(ChainPick, TagPick, r.PickID, r.Picked, reportSize, "report which endpoint was picked: it is the packet's destination"))
-	if r.Input {
+	own := ""
+	if r.Rules {
 		w.jump("INPUT", ChainPick, "! -i lo -m conntrack --ctstate NEW") // lo: it was in POSTROUTING
+		w.jump("FORWARD", ChainPick, "-m conntrack --ctstate NEW")
+		own = "-m addrtype --src-type LOCAL " // others were in FORWARD
 	}
-	w.jump("POSTROUTING", ChainPick, "-m conntrack --ctstate NEW")
+	w.jump("POSTROUTING", ChainPick, own+"-m conntrack --ctstate NEW")
 	return w.tagged
 }
 

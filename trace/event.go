@@ -173,7 +173,7 @@ type Event struct {
 
 	// The packet: TCP sequence and acknowledgement numbers, skb mark (0 where
 	// absent), interfaces by index (0 where absent), netfilter hook, IP id,
-	// and for KindICMP the type and code.
+	// and for KindICMP the type and code, and the MTU if it is about that.
 	TCPSeq, TCPAck     uint32
 	Mark               uint32
 	InDev, OutDev      uint32
@@ -181,6 +181,7 @@ type Event struct {
 	Hook               uint8
 	ICMPType, ICMPCode uint8
 	IPID               uint16
+	ICMPMTU            uint16
 	ICMPFrom           [16]byte
 
 	// The entry: see conntrack.Flow.

@@ -22,11 +22,17 @@ const (
 	PolicyDrop    Reason = "policy-drop"
 	NotForwarded  Reason = "not-forwarded"
 	NoRoute       Reason = "no-route"
+	RPFilter      Reason = "rp-filter"
+	SourcePorts   Reason = "source-ports"
 	DroppedOnNode Reason = "dropped-on-node"
 	ReplyLost     Reason = "reply-lost"
 	Hairpin       Reason = "hairpin"
 	Untranslated  Reason = "untranslated"
 	IdleExpired   Reason = "idle-expired"
+	TooLarge      Reason = "too-large"
+	StaleEntry    Reason = "stale-entry"
+	// NodePortShadowed is of any address of a Service.
+	NodePortShadowed Reason = "nodeport-shadowed"
 
 	// Of the endpoint, or between node and endpoint.
 	EndpointRefused     Reason = "endpoint-refused"
@@ -84,21 +90,36 @@ func Reasons() []ReasonInfo {
 		{NoRoute, "The node has no route to the endpoint.",
 			"The endpoint was picked, the connection never left the node, and the kernel knows no route.",
 			"ip route get ENDPOINT on the node; is the CNI healthy?"},
+		{RPFilter, "Strict reverse path filtering dropped the packet: the node would send answers to the client by another interface.",
+			"The connection never left the node, rp_filter of the interface it came in by is 1, and the route to the client leads elsewhere.",
+			"ip route get CLIENT on the node; 2 (loose) is enough: sysctl -w net.ipv4.conf.all.rp_filter=2."},
+		{SourcePorts, "The node had no source port left to masquerade the connection with.",
+			"The connection never left the node, a rule would have replaced its source, and connection tracking has entries to the endpoint for nearly all ports that the rule may use.",
+			"Who makes so many connections to one endpoint? A narrow --to-ports of a rule; nf_conntrack_tcp_timeout_time_wait; more endpoints, or keep-alive."},
 		{DroppedOnNode, "The packet did not leave the node, and where it was dropped is not known.",
-			"The endpoint was picked and connection tracking never confirmed the connection; the live rules would have let it through.",
-			"Source ports of the node exhausted (masquerade), rp_filter, an eBPF program, traffic control; kptrace follow -o path."},
+			"The endpoint was picked and connection tracking never confirmed the connection; the live rules of iptables would have let it through.",
+			"Tables of nf_tables that are not of iptables, which stand beside the reason; an eBPF program, traffic control; the counter insert_failed of conntrack -S; kptrace follow -o path."},
 		{ReplyLost, "The endpoint answered and the client tries again: the answer was lost between this node and the client.",
 			"The endpoint's SYN-ACK passed this node, and the client sent its SYN again, twice at least.",
 			"Rules that drop what comes from the endpoint (iptables-save), rp_filter, the network to the client."},
 		{Hairpin, "A pod was sent to itself, and its own address as the source was not replaced, so it took the packet for forged.",
 			"Client and endpoint have the same address, and the connection was not masqueraded.",
 			"A rule before KUBE-POSTROUTING that accepts or translates pod traffic; hairpin mode of the CNI's bridge."},
-		{Untranslated, "A connection to the Service goes to its address as it is, for it is older than the rules.",
+		{Untranslated, "A connection to the Service goes to its address as it is, for it began while the rules were not there.",
 			"Connection tracking has an entry to the Service's address that is not translated; the kernel asks rules for the first packet only.",
 			"conntrack -D --orig-dst ADDRESS; for UDP, kptrace's proxy does it. Clients that send before kube-proxy is ready."},
 		{IdleExpired, "Connection tracking forgot the connection because nothing was sent for too long; what either side sends now is lost or reset.",
 			"The entry of an established connection expired.",
 			"Keep-alives shorter than net.netfilter.nf_conntrack_tcp_timeout_established."},
+		{TooLarge, "Large packets of the connection do not get through: they exceed the MTU of a link on the way, and the sender does not heed the ICMP error that says so.",
+			"The error (fragmentation needed, packet too big) was seen more than once, 200 ms apart and more: the sender sent the same size again.",
+			"A firewall that drops ICMP on the way to the sender or in it; the MTU of the CNI's devices against that of the nodes' network; TCPMSS --clamp-mss-to-pmtu."},
+		{StaleEntry, "Connection tracking keeps the client at an endpoint that has left the Service.",
+			"The API does not have the endpoint any more, the client's packets still pass its entry, and nothing comes back.",
+			"conntrack -D -p udp --orig-dst ADDRESS; why does the kube-proxy not delete it?"},
+		{NodePortShadowed, "Another rule sent the connection elsewhere before the Service's rules saw it.",
+			"Connection tracking translated it to what is no endpoint of the Service, and the live rules have a rule, not the proxy's, that does so.",
+			"The rule, and whose it is, stand beside the reason: hostPort of a pod, Docker's published ports, a hand-made DNAT."},
 		{EndpointRefused, "The endpoint refused the connection: nothing listens on that port.",
 			"An RST, or an ICMP port unreachable, in answer to the first packet.",
 			"Does the container listen on the targetPort, and on the pod's address and not on 127.0.0.1? Why is the endpoint ready?"},

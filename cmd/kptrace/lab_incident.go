@@ -20,7 +20,7 @@ import (
 
 func newLabIncidentCmd() *cobra.Command {
 	var f labFlags
-	var list, reveal, change, heal bool
+	var list, reveal, change, heal, beside bool
 	cmd := &cobra.Command{
 		Use:   "incident [N]",
 		Short: "Start a lab in which something is wrong, and find out what",
@@ -39,6 +39,9 @@ It lasts until Ctrl-C or kptrace lab down. docs/incidents.md is a tutorial.`,
 
   # Was that it?
   kptrace lab incident --reveal
+
+  # The same where kptrace only watches somebody else's kube-proxy
+  kptrace lab incident --beside
 
   # What there is to solve, and number 6 in the lab that runs
   kptrace lab incident --list
@@ -75,17 +78,19 @@ It lasts until Ctrl-C or kptrace lab down. docs/incidents.md is a tutorial.`,
 			if f.mode != "iptables" {
 				return usageErr(errors.New("incidents are made for the iptables mode"))
 			}
+			if n == 0 {
+				n = 1 + rand.N(len(lab.Incidents()))
+			}
 			cfg := f.config()
 			cfg.Scenario = lab.IncidentScenario
+			cfg.Beside = beside || lab.Incidents()[n-1].Beside
 			return f.inLab(cmd, func(ctx context.Context) error {
-				if n == 0 {
-					n = 1 + rand.N(len(lab.Incidents()))
-				}
 				return runIncident(ctx, cmd, cfg, &f, n)
 			})
 		},
 	}
 	f.add(cmd)
+	cmd.Flags().BoolVar(&beside, "beside", false, "have kptrace only watch: it runs as kptrace agent beside a kube-proxy")
 	cmd.Flags().BoolVar(&list, "list", false, "list all incidents by what users say of them")
 	cmd.Flags().BoolVar(&reveal, "reveal", false, "tell what is wrong in the lab that runs")
 	cmd.Flags().BoolVar(&heal, "heal", false, "undo the incident in the lab that runs")
@@ -118,7 +123,8 @@ func revealIncident(cmd *cobra.Command, name string) error {
 	fmt.Fprintf(cmd.OutOrStdout(), "Incident %d, %s: %s\n", n, in.Name, in.Answer)
 	if in.Reason != "" {
 		fmt.Fprintf(cmd.OutOrStdout(), "kptrace calls it %s: kptrace help reasons\n", in.Reason)
-	} else {
+	}
+	if in.Check != "" {
 		fmt.Fprintf(cmd.OutOrStdout(), "kptrace check calls it %s\n", in.Check)
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
 )
 
 // live is what iptables-save read.
@@ -164,7 +165,8 @@ func (l *live) jumps(want []jumpRule) []Change {
 // first, and chains of our own where they are not wanted.
 func (l *live) stale(wanted map[[2]string]bool) []Change {
 	var out []Change
-	if rules, ok := l.own("mangle", chainTrace); ok && !wanted[[2]string{"mangle", chainTrace}] {
+	watched := l.rs.Chain("mangle", proxy.ChainPick) != nil // by an agent, whose chain has the same name
+	if rules, ok := l.own("mangle", chainTrace); ok && !watched && !wanted[[2]string{"mangle", chainTrace}] {
 		out = append(out, Change{Table: "mangle", Chain: chainTrace, Kind: xtables.Extra, Remove: rules})
 	}
 	if rules, ok := l.own("nat", chainReroute); ok && !wanted[[2]string{"nat", chainReroute}] {

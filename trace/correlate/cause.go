@@ -15,6 +15,10 @@ import (
 // It never replaces a reason by one that might be wrong.
 func (c *Correlator) cause(r *rec) {
 	f := r.f
+	if r.tooLarge != "" {
+		f.Reason, f.Cause = trace.TooLarge, r.tooLarge
+		return
+	}
 	if !f.Outcome.Failed() || r.direct {
 		return
 	}
@@ -39,6 +43,8 @@ func (c *Correlator) cause(r *rec) {
 	switch {
 	case r.lostReplies >= 2 && r.endAt == 0:
 		f.Reason = trace.ReplyLost
+	case r.resumed:
+		f.Reason = trace.IdleExpired
 	case r.untranslated:
 		f.Reason = trace.Untranslated
 	case f.Reason != trace.ResetByEndpoint && c.selfCalled(f):
@@ -50,10 +56,18 @@ func (c *Correlator) cause(r *rec) {
 	default:
 		c.causeOfEndpoint(r)
 	}
-	if (f.Reason == trace.DroppedOnNode || f.Reason == trace.DroppedByRule || r.told == trace.Unreachable) && f.Cause == "" && !r.inquired && c.cfg.Inquire != nil {
-		r.inquired = true
-		c.cfg.Inquire(f)
+	if (f.Reason == trace.DroppedOnNode || f.Reason == trace.DroppedByRule || r.told == trace.Unreachable) && f.Cause == "" || r.elsewhere {
+		c.inquire(r)
 	}
+}
+
+// inquire asks once why a flow failed.
+func (c *Correlator) inquire(r *rec) {
+	if r.inquired || c.cfg.Inquire == nil {
+		return
+	}
+	r.inquired = true
+	c.cfg.Inquire(Inquiry{Flow: r.f, Device: r.device, Elsewhere: r.elsewhere && (r.newSeen || r.newArrived != 0)})
 }
 
 // causeOfRefusal tells why a Service has no endpoints.
@@ -94,7 +108,7 @@ func (c *Correlator) selfCalled(f *trace.Flow) bool {
 // address has been confirmed.
 func (c *Correlator) stayed(r *rec) bool {
 	if !r.picked || r.newSeen || r.newArrived != 0 || r.answered || r.existing || r.oldEntries > 0 || r.destroyed ||
-		r.f.Decision.Mode != proxy.IPTables {
+		!rulesPick(r.f.Decision.Mode) {
 		return false
 	}
 	// A SYN sent again is decided about anew, for there is no entry to go by.
@@ -103,6 +117,10 @@ func (c *Correlator) stayed(r *rec) bool {
 	}
 	return !c.losses.of(trace.Conntrack, r.start, c.now)
 }
+
+// rulesPick reports whether rules of the kernel pick endpoints, so that a picked
+// packet has no entry before it leaves.
+func rulesPick(m proxy.Mode) bool { return m == proxy.IPTables || m == proxy.NFTables }
 
 // causeOfEndpoint tells what the state knows of the endpoint.
 func (c *Correlator) causeOfEndpoint(r *rec) {
@@ -185,7 +203,7 @@ func (c *Correlator) retriedAfterAnswer(r *rec, e *trace.Event) {
 // endpoints, so that rules should have translated it.
 func (d *decider) serves(t conntrack.Tuple) bool {
 	views := d.refresh()
-	if len(views) == 0 || views[0].Mode != proxy.IPTables || views[0].Snapshot == nil {
+	if len(views) == 0 || !rulesPick(views[0].Mode) || views[0].Snapshot == nil {
 		return false
 	}
 	if v := views[0]; d.of != v {
@@ -208,7 +226,7 @@ func (c *Correlator) untranslatedEntry(r *rec) bool {
 		return false
 	}
 	w, _ := c.decider.at(r.seenTime, r.orig, c.decider.onNode(r.orig.Src().Addr()), func(w *walked) bool { return w.effect == proxy.Forward })
-	if w == nil || w.effect != proxy.Forward || w.decision.Mode != proxy.IPTables {
+	if w == nil || w.effect != proxy.Forward || !rulesPick(w.decision.Mode) {
 		return false
 	}
 	r.untranslated = true
@@ -216,10 +234,90 @@ func (c *Correlator) untranslatedEntry(r *rec) bool {
 	f.Client.Addr = r.orig.Src()
 	f.Service = trace.ServiceRef{Name: w.service, Addr: r.orig.Dst(), Via: w.via}
 	f.Decision = trace.Decision{Mode: w.decision.Mode, Note: "not translated", Masquerade: "no"}
+	if r.tcp() && r.goneState == conntrack.TCPEstablished {
+		// Made by a packet in mid-connection.
+		o := r.older
+		r.resumed = o != nil && o.f.Reason == trace.IdleExpired
+		f.Cause = "its entry had gone; what came then made one to the Service's own address"
+		return true
+	}
 	if began := w.view.From; !began.IsZero() && r.newTime != 0 && r.newTime < began.UnixNano() {
 		f.Cause = fmt.Sprintf("its entry is %v older than the rules", time.Duration(began.UnixNano()-r.newTime).Round(time.Millisecond))
 	}
 	return true
+}
+
+// elsewhereEntry shows a held entry to an address of a Service that leads to
+// endpoints, and that was translated to none of them. It reports whether it is one.
+func (c *Correlator) elsewhereEntry(r *rec) bool {
+	f := r.f
+	if r.existing || r.newArrived == 0 || f.Reply.Src() == r.orig.Dst() {
+		return false
+	}
+	fromNode := c.decider.onNode(r.orig.Src().Addr())
+	w, ok := c.decider.at(r.seenTime, r.orig, fromNode, func(w *walked) bool { return w.effect == proxy.Forward })
+	if !ok || !rulesPick(w.decision.Mode) {
+		return false
+	}
+	if _, known := c.decider.at(r.seenTime, r.orig, fromNode, func(w *walked) bool { return w.find(f.Reply.Src()) != nil }); known {
+		return false
+	}
+	r.elsewhere = true
+	f.Client = w.client
+	f.Client.Addr = r.orig.Src()
+	f.Service = trace.ServiceRef{Name: w.service, Addr: r.orig.Dst(), Via: w.via}
+	f.Backend = c.decider.backend(w.view, w.service, f.Reply.Src())
+	f.Decision = trace.Decision{Mode: w.decision.Mode, Masquerade: "no"}
+	return true
+}
+
+// tooBig notes the word of a router, or of the node, that a packet of the
+// connection is too large for the next link. The first is how senders learn of it;
+// later ones mean that this one does not.
+func (c *Correlator) tooBig(r *rec, e *trace.Event) {
+	const heeded = int64(150 * time.Millisecond)
+	switch {
+	case r.endAt != 0 || r.tooLarge != "":
+		return
+	case r.tooBigAt == 0:
+		r.tooBigAt = e.Time
+		return
+	case e.Time-r.tooBigAt < heeded:
+		return
+	}
+	f := c.edit(r)
+	f.Evidence = f.Evidence.With(e.Source)
+	r.tooLarge = fmt.Sprintf("packets from %s do not fit into the MTU", e.Tuple.Src())
+	if e.ICMPMTU != 0 {
+		r.tooLarge += fmt.Sprintf(" of %d", e.ICMPMTU)
+	}
+	if from := netip.AddrFrom16(e.ICMPFrom).Unmap(); !from.IsUnspecified() {
+		r.tooLarge += ", says " + from.String()
+	}
+	c.publish(r)
+}
+
+// stale tells of a UDP flow whose client goes on sending to an endpoint that has
+// left the Service and answers no more. e is its entry now, before it is counted.
+func (c *Correlator) stale(r *rec, e *trace.Event) {
+	f, views := r.f, c.decider.refresh()
+	quiet := f.Counted && e.Out.Packets > f.Out.Packets && e.In.Packets == f.In.Packets
+	if !quiet || len(views) < 2 || !rulesPick(views[0].Mode) {
+		return
+	}
+	ep, six := f.Backend.Addr, f.Service.Addr.Addr().Is6()
+	if s := c.decider.service(views[0], f.Service.Name, six); s == nil || stateOf(s, ep) != nil {
+		return
+	}
+	for i := 1; i < len(views); i++ {
+		if stateOf(c.decider.service(views[i], f.Service.Name, six), ep) != nil {
+			f = c.edit(r)
+			f.Outcome, f.Reason = trace.Unanswered, trace.StaleEntry
+			f.Cause = fmt.Sprintf("the endpoint left %v ago; %d datagrams since were not answered",
+				time.Duration(c.now-views[i-1].From.UnixNano()).Round(time.Millisecond), e.Out.Packets-f.Out.Packets)
+			return
+		}
+	}
 }
 
 // unconfirmed returns a flow's record if there still is no entry of it in
@@ -227,7 +325,7 @@ func (c *Correlator) untranslatedEntry(r *rec) bool {
 func (c *Correlator) unconfirmed(id trace.FlowID, t conntrack.Tuple) *rec {
 	for r := c.find(t); r != nil; r = r.older {
 		if r.f.ID == id {
-			if r.newSeen || r.newArrived != 0 {
+			if (r.newSeen || r.newArrived != 0) && !r.elsewhere {
 				return nil
 			}
 			return r
@@ -241,7 +339,7 @@ func (c *Correlator) unconfirmed(id trace.FlowID, t conntrack.Tuple) *rec {
 // whose entry was seen after all is left alone.
 func (c *Correlator) Explain(id trace.FlowID, t conntrack.Tuple, reason trace.Reason, cause string) {
 	r := c.unconfirmed(id, t)
-	if r == nil || r.f.Reason != trace.DroppedOnNode && r.f.Reason != trace.DroppedByRule && r.told != trace.Unreachable {
+	if r == nil || r.f.Reason != trace.DroppedOnNode && r.f.Reason != trace.DroppedByRule && r.told != trace.Unreachable && !r.elsewhere {
 		return
 	}
 	f := c.edit(r)

@@ -87,7 +87,7 @@ func TestCauseOfEndpoint(t *testing.T) {
 
 func TestCauseOnNode(t *testing.T) {
 	var asked []*trace.Flow
-	inquire := func(c *correlate.Config) { c.Inquire = func(f *trace.Flow) { asked = append(asked, f) } }
+	inquire := func(c *correlate.Config) { c.Inquire = func(i correlate.Inquiry) { asked = append(asked, i.Flow) } }
 	t.Run("the packet never left", func(t *testing.T) {
 		asked = nil
 		l := newLab(t, inquire)

@@ -48,9 +48,9 @@ type Config struct {
 	// Event of KindEntry or KindGone. False means not now. Nil is never.
 	Ask func(conntrack.Tuple) bool
 	// Inquire is told of each failed flow whose first packet did not leave the
-	// node, once, and must not call back: who can find out why tells
-	// Correlator.Explain later. Nil is nobody.
-	Inquire func(*trace.Flow)
+	// node, or went elsewhere than to an endpoint, once, and must not call back: who
+	// can find out why tells Correlator.Explain later. Nil is nobody.
+	Inquire func(Inquiry)
 	// Direct says whether connections past Services are shown; they are counted
 	// anyway. Nil is never.
 	Direct func() bool
@@ -71,6 +71,15 @@ type Config struct {
 	// asked for, in case its end was lost; default 1 min, doubled each time
 	// up to 1 h.
 	IdleAfter time.Duration
+}
+
+// Inquiry is a failed flow of which packets and entries do not tell the cause.
+type Inquiry struct {
+	Flow *trace.Flow
+	// Device is the interface its first packet came in by, 0 if that is not known.
+	Device uint32
+	// Elsewhere says that it was sent to what is no endpoint, and not dropped.
+	Elsewhere bool
 }
 
 const (

@@ -255,6 +255,29 @@ func (d *decider) service(v *proxy.View, name proxy.PortName, is6 bool) *proxy.S
 	return s
 }
 
+// owner finds the Service that an address belongs to by the state alone.
+func (d *decider) owner(v *proxy.View, t conntrack.Tuple) (name proxy.PortName, via proxy.Via) {
+	if v.Snapshot == nil {
+		return name, via
+	}
+	dst := t.Dst()
+	for i := range v.Snapshot.Services {
+		s := &v.Snapshot.Services[i]
+		switch {
+		case s.Name.Proto != t.Proto():
+		case s.Port == dst.Port() && s.ClusterIP == dst.Addr():
+			return s.Name, proxy.ViaClusterIP
+		case s.Port == dst.Port() && slices.Contains(s.ExternalIPs, dst.Addr()):
+			return s.Name, proxy.ViaExternalIP
+		case s.Port == dst.Port() && slices.Contains(s.LoadBalancerIPs, dst.Addr()):
+			return s.Name, proxy.ViaLoadBalancer
+		case s.NodePort != 0 && s.NodePort == dst.Port() && slices.Contains(v.Snapshot.Node.Addrs, dst.Addr()):
+			return s.Name, proxy.ViaNodePort
+		}
+	}
+	return name, via
+}
+
 // onNode reports whether an address is the node's own.
 func (d *decider) onNode(a netip.Addr) bool {
 	if a.IsLoopback() {

@@ -8,7 +8,10 @@ import (
 	"github.com/kptrace/kptrace/trace"
 )
 
-const hookOutput = 3
+const (
+	hookOutput = 3
+	notKept    = "the endpoint is in no generation of the rules that is kept"
+)
 
 // decide writes what a pick decided to f, and reports whether the source
 // address will be translated.
@@ -39,10 +42,16 @@ func (c *Correlator) decide(f *trace.Flow, e *trace.Event) (masqueraded bool) {
 		}
 	}
 	d := &f.Decision
+	if w != nil && service == (proxy.PortName{}) {
+		// The live rules themselves send it elsewhere, before any Service has it.
+		f.Service.Name, f.Service.Via = c.decider.owner(w.view, e.Tuple)
+		f.Decision = trace.Decision{Known: true, Mode: w.view.Mode, Affinity: trace.AffinityNone}
+		ok, x = false, nil
+	}
 	if ok {
 		f.Backend = x.peer
 	} else {
-		d.Note = "the endpoint is in no generation of the rules that is kept"
+		d.Note = notKept
 		if w != nil {
 			f.Backend = c.decider.backend(w.view, service, endpoint)
 		}

@@ -56,7 +56,7 @@ func (c *Correlator) lacksEntry(r *rec, e *trace.Event) bool {
 func (c *Correlator) hold(r *rec, e *trace.Event) {
 	r.phase = held
 	r.enter(e)
-	r.goneStatus = e.Status
+	r.goneStatus, r.goneState = e.Status, e.TCPState
 	r.f.CTID, r.f.Reply = e.CTID, e.Reply
 	c.setReply(r, e.Reply, true) // the packets may not have come that far
 	r.holdDue = c.now + int64(c.cfg.Hold)
@@ -219,6 +219,9 @@ func (c *Correlator) entry(e *trace.Event) {
 	}
 	f := c.edit(r)
 	f.Evidence = f.Evidence.With(e.Source)
+	if !r.tcp() && r.phase == open && !r.relayed {
+		c.stale(r, e)
+	}
 	counted := count(f, e)
 	switch r.phase {
 	case closing:
@@ -276,6 +279,11 @@ func (c *Correlator) entryGone(e *trace.Event) {
 		c.finish(r)
 	case r.phase == pending && r.tcp() && r.f.Outcome != trace.Unknown:
 		// The next SYN makes a new one, or none comes.
+	case r.phase == pending && r.f.Missing == missingEntry && c.stayed(r):
+		// There never was one, so nothing can have answered.
+		c.unanswered(r, c.edit(r))
+		c.publish(r)
+		c.arm(r)
 	case !r.destroyed:
 		r.gone = true
 		r.holdDue = c.now + int64(c.cfg.Hold)

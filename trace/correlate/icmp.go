@@ -25,6 +25,14 @@ func icmpError(e *trace.Event) (text string, port, fatal bool) {
 	return text, port, true
 }
 
+// tooBig reports whether an ICMP error says that a packet exceeds the MTU of a link.
+func tooBig(e *trace.Event) bool {
+	if e.Tuple.Is4() {
+		return e.ICMPType == 3 && e.ICMPCode == 4
+	}
+	return e.ICMPType == 2
+}
+
 // icmp4 names the errors of RFC 792 and RFC 1812, empty for what is none.
 func icmp4(kind, code uint8) (text string, port bool) {
 	switch {

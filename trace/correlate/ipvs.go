@@ -219,9 +219,8 @@ func (c *Correlator) notScheduled(e *trace.Event) {
 		f := c.edit(r)
 		f.Service.Name, f.Service.Via, f.Decision.Mode, f.Decision.Note = w.service, w.via, w.decision.Mode, note
 		c.publish(r)
-		if lost && !r.inquired && c.cfg.Inquire != nil {
-			r.inquired = true
-			c.cfg.Inquire(r.f)
+		if r.device = e.InDev; lost {
+			c.inquire(r)
 		}
 	}
 }

@@ -56,11 +56,12 @@ func (c *Correlator) samePacket(r *rec, e *trace.Event) bool {
 // decided fills r from its pick and shows it.
 func (c *Correlator) decided(r *rec, e *trace.Event) {
 	f := c.edit(r)
-	r.picked, r.isn = true, e.TCPSeq
+	r.picked, r.isn, r.device = true, e.TCPSeq, e.InDev
 	r.keptFrom = c.early.tail // nothing comes before the pick
 	r.pickTime, r.pickExact, r.lastSyn = e.Time, e.KernelTime, e.Time
 	r.startUnknown = false
 	masqueraded := c.decide(f, e)
+	r.elsewhere = scheduled(e) && rulesPick(f.Decision.Mode) && f.Decision.Note == notKept
 	f.Evidence = f.Evidence.With(e.Source)
 	if len(f.Attempts) == 0 {
 		r.try(trace.Attempt{Outcome: tryPending, Latency: -1})
@@ -224,7 +225,10 @@ func (c *Correlator) refusedBy(r *rec, e *trace.Event) {
 func (c *Correlator) packet(e *trace.Event) {
 	key := e.Tuple
 	if e.Kind == trace.KindICMP {
-		key = key.Reverse()
+		// About a request, or as its sender sees it about an answer.
+		if key = key.Reverse(); c.keys[key] == nil && c.keys[e.Tuple] != nil {
+			key = e.Tuple
+		}
 	}
 	r := c.keys[key]
 	if r == nil {
@@ -291,7 +295,10 @@ func (c *Correlator) apply(r *rec, e *trace.Event, fromReply bool) {
 	case trace.KindRst:
 		c.rst(r, e, fromReply)
 	case trace.KindICMP:
-		if fromReply {
+		switch {
+		case tooBig(e):
+			c.tooBig(r, e)
+		case fromReply && e.Tuple != r.reply:
 			c.icmp(r, e)
 		}
 	}

@@ -52,9 +52,16 @@ type rec struct {
 	finOut, finIn       bool
 	pickExact           bool
 	startUnknown        bool
-	// untranslated says that the entry leads to the Service's own address,
-	// inquired that Config.Inquire was told.
-	untranslated, inquired bool
+	// untranslated says that the entry leads to the Service's own address, resumed
+	// that it was made in mid-connection after the one before had expired, elsewhere
+	// that it leads to what is no endpoint, inquired that Config.Inquire was told.
+	untranslated, resumed, elsewhere, inquired bool
+	// device is the interface the first packet came in by.
+	device uint32
+	// tooBigAt is when a packet was first said to be too large, and tooLarge what is
+	// said if its sender does not heed that.
+	tooBigAt int64
+	tooLarge string
 	// told is a reason that is known for certain, and settled says that it is
 	// final; lostReplies counts SYNs after the answer.
 	settled     bool

@@ -37,7 +37,7 @@ func (c *Correlator) judge(r *rec) {
 	f := r.f
 	if r.direct {
 		c.nameDirect(r)
-	} else if !c.untranslatedEntry(r) && !c.recognise(f, r.seenTime, f.Reply, r.goneStatus&conntrack.SrcNAT != 0) {
+	} else if !c.untranslatedEntry(r) && !c.elsewhereEntry(r) && !c.recognise(f, r.seenTime, f.Reply, r.goneStatus&conntrack.SrcNAT != 0) {
 		c.stats.foreign.Add(1)
 		c.remove(r)
 		return
@@ -53,7 +53,10 @@ func (c *Correlator) judge(r *rec) {
 		f.Decision.Note = "before start"
 		r.startUnknown = r.newTime == 0
 	}
-	if c.cfg.EntriesDecide && !r.existing && !r.direct {
+	if r.elsewhere {
+		f.Decision.Note = "sent to what is no endpoint"
+	}
+	if c.cfg.EntriesDecide && !r.existing && !r.elsewhere && !r.direct {
 		c.decideByEntry(f, r.seenTime)
 	}
 	f.Decision.SourceSeen = f.Reply.Dst()

@@ -29,10 +29,10 @@ func layout(fa xtables.Family, mode proxy.Mode, group uint16) (xtables.Layout, [
 	ip6 := fa == xtables.IPv6
 	r := proxy.Reports{
 		Group: group, Virtual: setName(setVirtual, ip6), Real: setName(setReal, ip6),
-		Picked: "-m conntrack --ctstate DNAT", PickID: proxy.IDTranslated, Input: true,
+		Picked: "-m conntrack --ctstate DNAT", PickID: proxy.IDTranslated, Rules: true,
 	}
 	if mode == proxy.IPVS {
-		r.Picked, r.PickID, r.Input = "-m ipvs --ipvs", proxy.IDScheduled, false
+		r.Picked, r.PickID, r.Rules = "-m ipvs --ipvs", proxy.IDScheduled, false
 	}
 	l := xtables.Layout{Family: fa}
 	tagged := r.AddTo(&l)

@@ -154,6 +154,9 @@ func (p *packet) describeICMP(e *trace.Event) bool {
 		return false
 	}
 	e.ICMPType, e.ICMPCode = typ, code
+	if p.proto == conntrack.ICMP && typ == 3 && code == 4 || p.proto == conntrack.ICMPv6 && typ == 2 {
+		e.ICMPMTU = binary.BigEndian.Uint16(p.payload[6:])
+	}
 	if len(p.src) == 4 {
 		e.ICMPFrom = [16]byte{10: 0xff, 11: 0xff, 12: p.src[0], 13: p.src[1], 14: p.src[2], 15: p.src[3]}
 	} else {
