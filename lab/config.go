@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"syscall"
 )
 
 // Config says what lab to make.
@@ -25,6 +26,9 @@ type Config struct {
 	// Beside has kptrace only watch: each node runs "kptrace agent" beside a proxy
 	// that does not trace and stands for anybody's kube-proxy.
 	Beside bool
+	// SignalProxy signals the kube-proxy of a lab with NoProxy, for incidents that
+	// happen to it; nil if it has none.
+	SignalProxy func(syscall.Signal) error
 	// ProxyArgs are more arguments for "kptrace proxy" on each node.
 	ProxyArgs []string
 	Options   Options

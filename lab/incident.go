@@ -30,6 +30,8 @@ type Incident struct {
 	// happens, Late how long after their begin it is known why, if not soon.
 	Once bool
 	Late time.Duration
+	// RulesOf says that it is done to the rules of the iptables mode.
+	RulesOf bool
 
 	do step
 }
@@ -43,9 +45,11 @@ type step struct {
 	detour  string      // the node's route to this address leads to foo-3
 	mtu     string      // of the node's link to this pod, 1000
 	busy    string      // connections to this endpoint have ports 61000 to 61007 of the node
+	forget  bool        // the node's entries of established connections are deleted
 	nft     string      // rules of nf_tables, in a table ip guard
 	node    [][]string  // arguments of iptables on the node
 	pause   time.Duration
+	again   [][]string // arguments of iptables, after the pause
 	edit    func(manifests string) string
 }
 
@@ -103,12 +107,12 @@ func Incidents() []Incident {
 			do: step{edit: func(s string) string {
 				return strings.Replace(s, "loadBalancerSourceRanges: [10.244.0.0/16]", "loadBalancerSourceRanges: [203.0.113.0/24]", 1)
 			}}},
-		{Name: "hairpin", Service: "foo", Symptom: "one request in three that pod foo-1 sends to http://foo.shop hangs, and those of others work", Reason: trace.Hairpin,
+		{Name: "hairpin", RulesOf: true, Service: "foo", Symptom: "one request in three that pod foo-1 sends to http://foo.shop hangs, and those of others work", Reason: trace.Hairpin,
 			Answer: "A rule before KUBE-POSTROUTING keeps the node from masquerading what a pod sends to itself.",
 			do:     step{node: iptables("-t nat -I POSTROUTING -s 10.244.1.21/32 -d 10.244.1.21/32 -j ACCEPT")}},
 		{Name: "route", Service: "foo", Symptom: "one request in three to http://foo.shop hangs since the CNI was restarted", Reason: trace.NoRoute,
 			Answer: "The node's route to foo-2 is gone.", do: step{noRoute: foo2}},
-		{Name: "one-way", Service: "foo", Symptom: "one request in three to http://foo.shop times out, and the pods say that clients come and send nothing", Reason: trace.ReplyLost,
+		{Name: "one-way", Service: "foo", Symptom: "one request in three to http://foo.shop times out, and the pods say that clients come and send nothing", Reason: trace.ReplyLost, Late: 4 * time.Second,
 			Answer: "A rule drops what foo-2 answers.",
 			do:     step{node: iptables("-I FORWARD -s " + foo2 + " -p tcp --tcp-flags SYN,ACK SYN,ACK -j DROP")}},
 		{Name: "stuck", Service: "sticky", Symptom: "for some clients http://sticky.shop fails always, for others never", Reason: trace.AffinityDead,
@@ -119,7 +123,7 @@ func Incidents() []Incident {
 			do: step{faults: [][2]string{{FaultRefuse, "shop/foo-2"}}, edit: endpoints("foo", func(line string) string {
 				return strings.Replace(line, "nodeName", "conditions: {ready: false, serving: true, terminating: true}, nodeName", 1)
 			})}},
-		{Name: "shadow", Service: "front", Symptom: "http://node1:30080 answers nobody outside", Reason: trace.NodePortShadowed, Check: "nodeport-shadowed",
+		{Name: "shadow", RulesOf: true, Service: "front", Symptom: "http://node1:30080 answers nobody outside", Reason: trace.NodePortShadowed, Check: "nodeport-shadowed",
 			Answer: "Another program takes port 30080 before the Service can: a DNAT rule at the head of PREROUTING.",
 			do:     step{node: iptables("-t nat -I PREROUTING -p tcp -m tcp --dport 30080 -j DNAT --to-destination 10.244.1.99:80")}},
 		{Name: "silent-dns", Service: "dns", Symptom: "nobody gets an answer from udp://dns.shop:53", Reason: trace.NoReply, Late: 4 * time.Second,
@@ -145,9 +149,12 @@ func Incidents() []Incident {
 			Answer: "The node's link to web has an MTU of 1000, and a rule drops the word about it to the pods.",
 			do: step{faults: [][2]string{{FaultLarge, "shop/foo-1"}, {FaultLarge, "shop/foo-2"}, {FaultLarge, "shop/foo-3"}}, mtu: "shop/web",
 				node: iptables("-I OUTPUT -p icmp -m icmp --icmp-type fragmentation-needed -j DROP")}},
-		{Name: "flushed", Service: "foo", Symptom: "for a moment requests to http://foo.shop hung", Reason: trace.Untranslated, Once: true,
-			Answer: "Somebody emptied PREROUTING of table nat; the proxy brought its rule back, and connections that began meanwhile went on to the address of the Service itself.",
-			do:     step{node: iptables("-t nat -F PREROUTING")}},
+		{Name: "flushed", RulesOf: true, Service: "foo", Symptom: "for a moment requests to http://foo.shop hung", Reason: trace.Untranslated, Once: true,
+			Answer: "Somebody emptied PREROUTING of table nat and brought the rule back; connections that began meanwhile go on to the address of the Service itself.",
+			do:     step{node: iptables("-t nat -F PREROUTING"), pause: 700 * time.Millisecond, again: [][]string{portals("-D"), portals("-A")}}},
+		{Name: "forgotten", Service: "foo", Symptom: "requests on some connections to http://foo.shop that were open for a while ended in a reset, once", Reason: trace.EntryLost, Once: true, Late: 5 * time.Second,
+			Answer: "Somebody deleted the node's entries of established connections.",
+			do:     step{forget: true}},
 		{Name: "eviction", Service: "foo", Symptom: "for a moment requests to http://foo.shop hung", Reason: trace.EndpointGone, Once: true,
 			Answer: "Pods foo-2 and foo-3 died; until the API said so connections were still sent to them.",
 			do:     step{faults: [][2]string{{FaultBlackhole, "shop/foo-2"}, {FaultBlackhole, "shop/foo-3"}}, pause: 600 * time.Millisecond, edit: endpoints("foo", only("foo-1"))}},
@@ -166,6 +173,12 @@ func FindIncident(s string) (n int, in Incident, err error) {
 		}
 	}
 	return 0, Incident{}, fmt.Errorf("lab: no incident %q: there are 1 to %d", s, len(all))
+}
+
+// portals are arguments of iptables for the rule by which packets get to those of
+// Services.
+func portals(do string) []string {
+	return []string{"-t", "nat", do, "PREROUTING", "-m", "comment", "--comment", "kubernetes service portals", "-j", "KUBE-SERVICES"}
 }
 
 // only keeps the endpoint line of a pod.

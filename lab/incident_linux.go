@@ -89,6 +89,11 @@ func (l *Lab) happen(ctx context.Context, s *step) error {
 			return err
 		}
 	}
+	if s.forget {
+		if err := l.nodeForget(ctx); err != nil {
+			return err
+		}
+	}
 	if s.nft != "" {
 		if err := l.nodeRun(ctx, "nft", "table ip guard { "+s.nft+"; }"); err != nil {
 			return err
@@ -102,6 +107,12 @@ func (l *Lab) happen(ctx context.Context, s *step) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(s.pause):
+		}
+	}
+	for _, args := range s.again {
+		// What is to be taken away first the proxy may have brought back, or not.
+		if err := l.nodeIPTables(ctx, [][]string{args}); err != nil && !slices.Contains(args, "-D") {
+			return err
 		}
 	}
 	if s.edit == nil {
@@ -128,6 +139,9 @@ func (l *Lab) nodeRun(ctx context.Context, program string, args ...string) error
 // followed waits until the node's rules lead to foo-3 again, as they do before an
 // incident.
 func (l *Lab) followed(ctx context.Context) error {
+	if l.cfg.SignalProxy != nil {
+		return nil // its rules may be of any kind
+	}
 	program := xtables.Program(xtables.NFT, xtables.IPv4, "save")
 	if l.flavour() == "legacy" {
 		program = xtables.Program(xtables.Legacy, xtables.IPv4, "save")
@@ -137,8 +151,10 @@ func (l *Lab) followed(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if strings.Contains(string(res.Stdout), "10.244.1.23:8080") {
-			return nil
+		for line := range strings.Lines(string(res.Stdout)) {
+			if strings.Contains(line, "shop/foo:http") && strings.Contains(line, "10.244.1.23:8080") {
+				return nil
+			}
 		}
 		if time.Now().After(deadline) {
 			return errors.New("the rules do not lead to foo-3")
@@ -148,6 +164,9 @@ func (l *Lab) followed(ctx context.Context) error {
 
 // signalBeside signals the kube-proxy that kptrace only watches.
 func (l *Lab) signalBeside(sig syscall.Signal) error {
+	if l.cfg.SignalProxy != nil {
+		return l.cfg.SignalProxy(sig)
+	}
 	l.nodesMu.Lock()
 	defer l.nodesMu.Unlock()
 	p := l.nodes[besideKey(incidentNode)]
@@ -261,6 +280,33 @@ func (l *Lab) nodeBusy(to string, on bool) error {
 			}
 		}
 		return nil
+	})
+}
+
+// nodeForget deletes the node's entries of established connections.
+func (l *Lab) nodeForget(ctx context.Context) error {
+	return l.Do(NodeSpace(incidentNode), func() error {
+		c, err := conntrack.Open(conntrack.Config{})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		var open []conntrack.Flow
+		err = c.Dump(ctx, func(f conntrack.Flow) error {
+			if f.Orig.Proto() == conntrack.TCP && f.State == conntrack.TCPEstablished {
+				open = append(open, f)
+			}
+			return nil
+		})
+		for i := range open {
+			if err == nil {
+				err = c.Delete(open[i])
+			}
+			if errors.Is(err, fs.ErrNotExist) {
+				err = nil
+			}
+		}
+		return err
 	})
 }
 

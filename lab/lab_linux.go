@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kptrace/kptrace/internal/exec"
+	"github.com/kptrace/kptrace/internal/netns"
 	"github.com/kptrace/kptrace/proxy"
 )
 
@@ -279,6 +280,14 @@ func (l *Lab) Do(target string, f func() error) error {
 		return fmt.Errorf("lab: nothing here is called %s", target)
 	}
 	return sp.ns.Do(f)
+}
+
+// Netns is the namespace of a target, which belongs to the lab; nil if there is none.
+func (l *Lab) Netns(target string) *netns.NS {
+	if sp, ok := l.world.spaces[target]; ok {
+		return sp.ns
+	}
+	return nil
 }
 
 // Targets lists what Exec takes: nodes first, then pods.

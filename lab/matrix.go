@@ -16,6 +16,8 @@ import (
 type Explained struct {
 	Began         time.Time
 	Reason, Cause string
+	// Line is all that was said.
+	Line string
 }
 
 // ReadExplained reads what kptrace follow -o jsonl prints.
@@ -27,7 +29,7 @@ func ReadExplained(jsonl string) ([]Explained, error) {
 			return nil, fmt.Errorf("lab: %w: %s", err, line)
 		}
 		if trace.Outcome(f.Outcome).Failed() || f.Reason != "" {
-			list = append(list, Explained{f.Time, string(f.Reason), f.Cause})
+			list = append(list, Explained{f.Time, string(f.Reason), f.Cause, strings.TrimSpace(line)})
 		}
 	}
 	return list, nil
@@ -47,6 +49,8 @@ type MatrixRow struct {
 	Want  trace.Reason
 	// Seen counts connections by reason; vague ones with what they say beside it.
 	Seen map[string]int
+	// example is a connection for each reason.
+	example map[string]string
 }
 
 // settled is how long after the begin of a connection all is known of it, as a rule.
@@ -54,7 +58,7 @@ const settled = 2 * time.Second
 
 // Judge makes an incident's row of what was shown.
 func (in *Incident) Judge(list []Explained) MatrixRow {
-	row := MatrixRow{Fault: in.Name, Want: in.Reason, Seen: map[string]int{}}
+	row := MatrixRow{Fault: in.Name, Want: in.Reason, Seen: map[string]int{}, example: map[string]string{}}
 	for _, x := range list {
 		if time.Since(x.Began) < max(settled, in.Late) {
 			continue
@@ -63,6 +67,7 @@ func (in *Incident) Judge(list []Explained) MatrixRow {
 			x.Reason += " (" + x.Cause + ")"
 		}
 		row.Seen[x.Reason]++
+		row.example[x.Reason] = x.Line
 	}
 	return row
 }
@@ -110,9 +115,9 @@ func (m *Matrix) Wrong() (list []string) {
 		for _, reason := range slices.Sorted(maps.Keys(r.Seen)) {
 			switch {
 			case r.Fault == "":
-				list = append(list, fmt.Sprintf("without a fault %d connections: %q", r.Seen[reason], reason))
+				list = append(list, fmt.Sprintf("without a fault %d connections: %q; one is %s", r.Seen[reason], reason, r.example[reason]))
 			case reason != string(r.Want) && !vague(reason):
-				list = append(list, fmt.Sprintf("%s: %d connections are said to have failed for %s, and it was %s", r.Fault, r.Seen[reason], reason, r.Want))
+				list = append(list, fmt.Sprintf("%s: %d connections are said to have failed for %s, and it was %s; one is %s", r.Fault, r.Seen[reason], reason, r.Want, r.example[reason]))
 			}
 		}
 	}

@@ -34,6 +34,7 @@ const (
 // It runs beside the correlator and never delays it.
 type inquirer struct {
 	flows chan correlate.Inquiry
+	views func() []*proxy.View
 	do    func(context.Context, func(*correlate.Correlator)) error
 
 	state *check.State
@@ -43,8 +44,8 @@ type inquirer struct {
 	read   time.Time
 }
 
-func newInquirer(do func(context.Context, func(*correlate.Correlator)) error) *inquirer {
-	return &inquirer{flows: make(chan correlate.Inquiry, inquiries), do: do}
+func newInquirer(views func() []*proxy.View, do func(context.Context, func(*correlate.Correlator)) error) *inquirer {
+	return &inquirer{flows: make(chan correlate.Inquiry, inquiries), views: views, do: do}
 }
 
 // ask takes a flow, if there is room.
@@ -89,12 +90,13 @@ func (q *inquirer) why(ctx context.Context, in correlate.Inquiry) (reason trace.
 	if in.Elsewhere {
 		return shadowed(ways, f.Backend.Addr)
 	}
-	if v, err := readSysctl("net/ipv4/ip_forward"); err == nil && v == "0" && f.Tuple.Is4() && q.abroad(f, ways) {
+	fates := q.fates(f, ways)
+	if v, err := readSysctl("net/ipv4/ip_forward"); err == nil && v == "0" && f.Tuple.Is4() && q.abroad(f, fates) {
 		return trace.NotForwarded, "net.ipv4.ip_forward is 0"
 	}
 	var sure []fate
 	perhaps := ""
-	for _, x := range q.fates(f, ways) {
+	for _, x := range fates {
 		switch {
 		case x.stop == nil && !x.lost:
 		case x.passes && !x.lost && f.Reason != trace.DroppedByRule:
@@ -113,9 +115,6 @@ func (q *inquirer) why(ctx context.Context, in correlate.Inquiry) (reason trace.
 		return trace.NoReason, "" // said by the node: no neighbour
 	case f.Reason == trace.DroppedByRule: // the node answered, by a rule that was not found
 		return trace.NoReason, "the node itself refused it; no rule that is there now explains it"
-	}
-	if cause := q.besideRules(f); cause != "" {
-		return trace.DroppedByRule, cause
 	}
 	if cause := q.portsTaken(ctx, f, ways); cause != "" {
 		return trace.SourcePorts, cause
@@ -145,13 +144,9 @@ func (q *inquirer) ways(f *trace.Flow) []liverules.Way {
 }
 
 // abroad reports whether the packet can only have been meant for other machines.
-func (q *inquirer) abroad(f *trace.Flow, ways []liverules.Way) bool {
-	other := func(a netip.AddrPort) bool { return a.IsValid() && deviceTo(a.Addr()) != "" }
-	if f.Backend.Addr.IsValid() {
-		return other(f.Backend.Addr)
-	}
-	return len(ways) > 0 && !slices.Contains(q.state.Addrs, f.Tuple.Src().Addr()) &&
-		!slices.ContainsFunc(ways, func(w liverules.Way) bool { return !other(w.Endpoint) })
+func (q *inquirer) abroad(f *trace.Flow, fates []fate) bool {
+	return len(fates) > 0 && !slices.Contains(q.state.Addrs, f.Tuple.Src().Addr()) &&
+		!slices.ContainsFunc(fates, func(x fate) bool { return !x.endpoint.IsValid() || deviceTo(x.endpoint.Addr()) == "" })
 }
 
 // fate is what became of packets to one endpoint: a way there ends at a rule, or
@@ -163,6 +158,8 @@ type fate struct {
 	lost     bool
 }
 
+// fates looks at the endpoint of a flow, or where that is not known at all that
+// the live rules lead to, or that should be led to where these are not read.
 func (q *inquirer) fates(f *trace.Flow, ways []liverules.Way) []fate {
 	var out []fate
 	at := func(ep netip.AddrPort) *fate {
@@ -176,17 +173,55 @@ func (q *inquirer) fates(f *trace.Flow, ways []liverules.Way) []fate {
 		}
 		return &out[i]
 	}
-	if ep := f.Backend.Addr; ep.IsValid() {
-		at(ep) // also where no rule leads there any more
-	}
 	for i := range ways {
 		w := &ways[i]
 		x := at(w.Endpoint)
-		if (w.Verdict == proxy.Drop || w.Verdict == proxy.Reject) && !w.Unsure {
+		if stops(w) {
 			x.stop = w
 		} else {
 			x.passes = true
 		}
+	}
+	if ep := f.Backend.Addr; ep.IsValid() {
+		at(ep) // also where no rule leads there
+	} else if views := q.views(); len(ways) == 0 && len(views) > 0 && views[0].Program != nil {
+		for _, x := range views[0].Program.Walk(q.packet(f)).Choices {
+			at(x.Endpoint)
+		}
+	}
+	for i := range out {
+		if x := &out[i]; x.stop == nil && x.endpoint.IsValid() {
+			if x.stop = q.stopOfOthers(f, x.endpoint); x.stop != nil {
+				x.passes = false
+			}
+		}
+	}
+	return out
+}
+
+func stops(w *liverules.Way) bool {
+	return (w.Verdict == proxy.Drop || w.Verdict == proxy.Reject) && !w.Unsure
+}
+
+// stopOfOthers finds the rule that drops a packet to an endpoint on every way: of
+// the other flavour of iptables, or of any where the proxy has none.
+func (q *inquirer) stopOfOthers(f *trace.Flow, to netip.AddrPort) *liverules.Way {
+	for _, ways := range q.waysOfOthers(f, to) {
+		if n := len(ways); n > 0 && !slices.ContainsFunc(ways, func(w liverules.Way) bool { return !stops(&w) }) {
+			return &ways[n-1]
+		}
+	}
+	return nil
+}
+
+// waysOfOthers are the ways to an endpoint through each set of rules that no
+// kube-proxy has part in.
+func (q *inquirer) waysOfOthers(f *trace.Flow, to netip.AddrPort) [][]liverules.Way {
+	pkt := q.packet(f)
+	pkt.Dst = to
+	var out [][]liverules.Way
+	for _, p := range q.others {
+		out = append(out, p.Ways(pkt))
 	}
 	return out
 }
@@ -199,10 +234,7 @@ func verdict(sure []fate) (reason trace.Reason, cause string, ok bool) {
 		x := &sure[i]
 		r, c := trace.NoRoute, ""
 		if x.stop != nil && !x.lost {
-			r, c = trace.DroppedByRule, lastStep(x.stop)
-			if x.stop.Reason == "policy-drop" {
-				r = trace.PolicyDrop
-			}
+			r, c = trace.Reason(x.stop.Reason), lastStep(x.stop)
 		}
 		if ok && r != reason {
 			return trace.NoReason, "", false
@@ -279,26 +311,6 @@ func shadowed(ways []liverules.Way, to netip.AddrPort) (trace.Reason, string) {
 		}
 	}
 	return trace.NoReason, ""
-}
-
-// besideRules says which rule of others drops a packet to an endpoint: of the other
-// flavour of iptables, or of any where the proxy has none.
-func (q *inquirer) besideRules(f *trace.Flow) string {
-	if !f.Backend.Addr.IsValid() {
-		return ""
-	}
-	pkt := q.packet(f)
-	pkt.Dst = f.Backend.Addr
-	for _, p := range q.others {
-		ways := p.Ways(pkt)
-		stops := func(w liverules.Way) bool {
-			return (w.Verdict == proxy.Drop || w.Verdict == proxy.Reject) && !w.Unsure
-		}
-		if n := len(ways); n > 0 && !slices.ContainsFunc(ways, func(w liverules.Way) bool { return !stops(w) }) {
-			return lastStep(&ways[n-1])
-		}
-	}
-	return ""
 }
 
 // portsTaken says that all source ports are taken with which the rules would have

@@ -134,7 +134,7 @@ func (t *tracer) run(ctx context.Context, ready func()) {
 func (t *tracer) once(ctx context.Context, ready func()) error {
 	log := nflog.New(nflog.Config{Group: t.cfg.NFLogGroup, Lookup: t.lookup, OnLoss: t.losses.add})
 	ct := ctevent.New(ctevent.Config{OnLoss: t.losses.add})
-	asked := newInquirer(t.do)
+	asked := newInquirer(t.views, t.do)
 	local := new(localCache)
 	c := correlate.New(correlate.Config{
 		Inquire: asked.ask, EntriesDecide: t.cfg.ReadOnly,

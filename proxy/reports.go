@@ -77,6 +77,7 @@ func (r *Reports) AddTo(l *xtables.Layout) []*Rule {
 		life(TagFin, "", "-p sctp -m sctp --chunk-types any SHUTDOWN", "report the end of an association"),
 		life(TagRst, "", "-p sctp -m sctp --chunk-types any ABORT", "report an abort"),
 		life(TagReply, "", "-p udp -m conntrack --ctdir REPLY", "report the first answer of a UDP flow"),
+		life(TagSyn, "", "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate ESTABLISHED", "report a SYN sent again after the answer"),
 		life(TagSyn, IDVirtual, "-m conntrack --ctstate NEW", "report a connection to a Service before an endpoint is picked, and each SYN sent again"))
 	w.chain(ChainPick,
 		w.log(ChainPick, TagPick, r.PickID, r.Picked, reportSize, "report which endpoint was picked: it is the packet's destination"))

@@ -171,7 +171,7 @@ type Event struct {
 	// client.
 	IPVS IPVSSample
 
-	// The packet: TCP sequence and acknowledgement numbers, skb mark (0 where
+	// The packet: TCP sequence and acknowledgement numbers and flags, skb mark (0 where
 	// absent), interfaces by index (0 where absent), netfilter hook, IP id,
 	// and for KindICMP the type and code, and the MTU if it is about that.
 	TCPSeq, TCPAck     uint32
@@ -179,6 +179,7 @@ type Event struct {
 	InDev, OutDev      uint32
 	PhysIn, PhysOut    uint32
 	Hook               uint8
+	TCPFlags           uint8
 	ICMPType, ICMPCode uint8
 	IPID               uint16
 	ICMPMTU            uint16

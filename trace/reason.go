@@ -29,6 +29,7 @@ const (
 	Hairpin       Reason = "hairpin"
 	Untranslated  Reason = "untranslated"
 	IdleExpired   Reason = "idle-expired"
+	EntryLost     Reason = "entry-lost"
 	TooLarge      Reason = "too-large"
 	StaleEntry    Reason = "stale-entry"
 	// NodePortShadowed is of any address of a Service.
@@ -111,6 +112,9 @@ func Reasons() []ReasonInfo {
 		{IdleExpired, "Connection tracking forgot the connection because nothing was sent for too long; what either side sends now is lost or reset.",
 			"The entry of an established connection expired.",
 			"Keep-alives shorter than net.netfilter.nf_conntrack_tcp_timeout_established."},
+		{EntryLost, "Connection tracking had lost the connection's entry, so that what was sent later was taken for a new connection, and went to another endpoint or to none.",
+			"The first packet seen of it is no SYN, or made an entry in mid-connection, and no entry of it expired before (that would be idle-expired).",
+			"Who empties the table (conntrack -E -e DESTROY)? A restart of the CNI, conntrack -F; a table that was full throws out entries (early_drop in conntrack -S)."},
 		{TooLarge, "Large packets of the connection do not get through: they exceed the MTU of a link on the way, and the sender does not heed the ICMP error that says so.",
 			"The error (fragmentation needed, packet too big) was seen more than once, 200 ms apart and more: the sender sent the same size again.",
 			"A firewall that drops ICMP on the way to the sender or in it; the MTU of the CNI's devices against that of the nodes' network; TCPMSS --clamp-mss-to-pmtu."},

@@ -57,7 +57,6 @@ func causes(t *testing.T, setup string, flags []string) {
 				row := in.Judge(explained(t, d, in.Service, began))
 				if row.Enough() || time.Now().After(deadline) {
 					m.Rows = append(m.Rows, row)
-					t.Logf("%v: %+v", time.Since(began), row)
 					break
 				}
 			}

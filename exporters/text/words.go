@@ -196,6 +196,18 @@ func because(f *trace.Flow) string {
 		text = "the node has no route"
 	case trace.DroppedOnNode:
 		text = "dropped on the node"
+	case trace.RPFilter:
+		text = "dropped by strict reverse path filtering"
+	case trace.SourcePorts:
+		text = "no source port was left"
+	case trace.TooLarge:
+		text = "large packets do not get through"
+	case trace.EntryLost:
+		text = "its entry was lost"
+	case trace.StaleEntry:
+		text = "kept there by an old entry"
+	case trace.NodePortShadowed:
+		text = "sent elsewhere by another rule"
 	case trace.ReplyLost:
 		text = "the endpoint answered, the answer was lost"
 	case trace.Hairpin:

@@ -44,7 +44,10 @@ func (c *Correlator) cause(r *rec) {
 	case r.lostReplies >= 2 && r.endAt == 0:
 		f.Reason = trace.ReplyLost
 	case r.resumed:
-		f.Reason = trace.IdleExpired
+		f.Cause = "what was sent later was taken for a new connection"
+		if f.Reason = trace.EntryLost; r.older != nil && r.older.f.Reason == trace.IdleExpired {
+			f.Reason = trace.IdleExpired
+		}
 	case r.untranslated:
 		f.Reason = trace.Untranslated
 	case f.Reason != trace.ResetByEndpoint && c.selfCalled(f):
@@ -235,10 +238,7 @@ func (c *Correlator) untranslatedEntry(r *rec) bool {
 	f.Service = trace.ServiceRef{Name: w.service, Addr: r.orig.Dst(), Via: w.via}
 	f.Decision = trace.Decision{Mode: w.decision.Mode, Note: "not translated", Masquerade: "no"}
 	if r.tcp() && r.goneState == conntrack.TCPEstablished {
-		// Made by a packet in mid-connection.
-		o := r.older
-		r.resumed = o != nil && o.f.Reason == trace.IdleExpired
-		f.Cause = "its entry had gone; what came then made one to the Service's own address"
+		r.resumed = true // made by a packet in mid-connection
 		return true
 	}
 	if began := w.view.From; !began.IsZero() && r.newTime != 0 && r.newTime < began.UnixNano() {
@@ -301,6 +301,10 @@ func (c *Correlator) tooBig(r *rec, e *trace.Event) {
 // left the Service and answers no more. e is its entry now, before it is counted.
 func (c *Correlator) stale(r *rec, e *trace.Event) {
 	f, views := r.f, c.decider.refresh()
+	if f.Reason == trace.StaleEntry && e.In.Packets > f.In.Packets {
+		f = c.edit(r)
+		f.Outcome, f.Reason, f.Cause = trace.Open, trace.NoReason, ""
+	}
 	quiet := f.Counted && e.Out.Packets > f.Out.Packets && e.In.Packets == f.In.Packets
 	if !quiet || len(views) < 2 || !rulesPick(views[0].Mode) {
 		return

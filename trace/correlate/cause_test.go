@@ -194,3 +194,94 @@ func TestCauseOfNoEndpoints(t *testing.T) {
 		})
 	}
 }
+
+// TestCauseOfEntries has entries go elsewhere, vanish and stay too long.
+func TestCauseOfEntries(t *testing.T) {
+	t.Run("another rule sent it elsewhere", func(t *testing.T) {
+		var asked []correlate.Inquiry
+		l := newLab(t, func(c *correlate.Config) { c.Inquire = func(i correlate.Inquiry) { asked = append(asked, i) } })
+		k := l.conn(foo, pod, netip.MustParseAddrPort("10.244.9.9:80")).new()
+		l.wait(1500 * time.Millisecond)
+		l.failedFor(trace.SynUnanswered, "")
+		if len(asked) != 1 || !asked[0].Elsewhere {
+			t.Fatalf("asked %+v", asked)
+		}
+		if f := l.only(); f.Service.Name != foo || f.Backend.Addr != k.ep {
+			t.Errorf("shown as %+v at %v", f.Service, f.Backend.Addr)
+		}
+		l.c.Explain(asked[0].Flow.ID, asked[0].Flow.Tuple, trace.NodePortShadowed, "rule 1 of nat/PREROUTING")
+		l.failedFor(trace.NodePortShadowed, "rule 1")
+		l.wait(40 * time.Second)
+		l.failedFor(trace.NodePortShadowed, "rule 1")
+	})
+	t.Run("what was sent later was picked for anew", func(t *testing.T) {
+		l := newLab(t, nil)
+		k := l.conn(foo, pod, ep1)
+		e := k.event(trace.KindPick, k.orig())
+		e.Rule = &proxy.Rule{Service: foo, Endpoint: ep1}
+		e.TCPFlags = 0x18 // PSH, ACK
+		k.send(e)
+		k.new().rstIn()
+		l.failedFor(trace.EntryLost, "new connection")
+	})
+	t.Run("a UDP client stays at an endpoint that left", func(t *testing.T) {
+		l := newLab(t, func(c *correlate.Config) { c.Ask = func(conntrack.Tuple) bool { return true } })
+		k := l.conn(dns, pod, dnsEndpoint(t)).pick().new().answer()
+		k.entry(answered, packets(5, 5))
+		if f := l.only(); f.Outcome != trace.Open {
+			t.Fatalf("got %s", f.Outcome)
+		}
+		eps := endpoints()
+		eps[dns] = []netip.AddrPort{netip.MustParseAddrPort("10.244.9.9:5353")}
+		l.views = append([]*proxy.View{view(time.Unix(0, l.now), &l.walks, eps)}, l.views...)
+		k.entry(answered, packets(6, 6)) // the last answer
+		if f := l.only(); f.Outcome != trace.Open {
+			t.Fatalf("an answer came: %s %s", f.Outcome, f.Reason)
+		}
+		l.wait(time.Second)
+		k.entry(answered, packets(9, 6))
+		l.failedFor(trace.StaleEntry, "3 datagrams")
+	})
+}
+
+// dnsEndpoint is the endpoint of dns.
+func dnsEndpoint(t *testing.T) netip.AddrPort {
+	eps := endpoints()[dns]
+	if len(eps) == 0 {
+		t.Fatal("dns has no endpoint")
+	}
+	return eps[0]
+}
+
+// TestCauseTooLarge says so only of senders that do not heed the first word.
+func TestCauseTooLarge(t *testing.T) {
+	tooBig := func(k *conn, quoted conntrack.Tuple) {
+		e := k.event(trace.KindICMP, quoted)
+		e.ICMPType, e.ICMPCode, e.ICMPMTU = 3, 4, 1000
+		e.ICMPFrom = netip.MustParseAddr("10.0.0.1").As16()
+		k.send(e)
+	}
+	for name, quoted := range map[string]func(*conn) conntrack.Tuple{
+		"requests":                 func(k *conn) conntrack.Tuple { return k.reply().Reverse() },
+		"answers":                  func(k *conn) conntrack.Tuple { return k.reply() },
+		"answers behind this node": func(k *conn) conntrack.Tuple { return k.orig().Reverse() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, nil)
+			k := l.conn(foo, pod, ep1).pick().new().synack()
+			tooBig(k, quoted(k))
+			l.pass(time.Millisecond)
+			tooBig(k, quoted(k)) // more that were on their way
+			if f := l.only(); f.Reason != trace.NoReason {
+				t.Errorf("at the first word: %s", f.Reason)
+			}
+			l.wait(250 * time.Millisecond)
+			tooBig(k, quoted(k))
+			l.failedFor(trace.TooLarge, "MTU of 1000, says 10.0.0.1")
+			l.wait(time.Second)
+			k.rstOut()
+			l.wait(time.Second)
+			l.failedFor(trace.TooLarge, "MTU of 1000")
+		})
+	}
+}

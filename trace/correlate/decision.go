@@ -10,6 +10,7 @@ import (
 
 const (
 	hookOutput = 3
+	flagSYN    = 2
 	notKept    = "the endpoint is in no generation of the rules that is kept"
 )
 

@@ -247,7 +247,11 @@ func (c *Correlator) entry(e *trace.Event) {
 	if !r.tcp() && c.cfg.Ask != nil {
 		r.stateDue = c.now + int64(time.Second)*int64(e.Timeout+1)
 	}
-	c.later(r)
+	if f.Outcome.Failed() {
+		c.publish(r)
+	} else {
+		c.later(r)
+	}
 	c.arm(r)
 }
 

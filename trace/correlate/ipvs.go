@@ -137,6 +137,11 @@ func (c *Correlator) scheduled(e *trace.Event) {
 		pick.Tuple = r.orig
 	}
 	syn := pick
+	if w, _ := c.decider.at(pick.Time, pick.Tuple, pick.Hook == hookOutput, func(*walked) bool { return true }); w != nil &&
+		w.effect == proxy.Drop && rulesPick(w.view.Mode) {
+		c.notScheduled(&syn) // what comes behind the pick drops it, such as source ranges
+		return
+	}
 	pick.Kind, pick.Rule, pick.Mark, pick.Reply = trace.KindPick, e.Rule, e.Mark, e.Tuple.Reverse()
 	live := latest(c.find(pick.Tuple))
 	if live == nil || live.phase >= ended || !live.picked || live.gone || live.destroyed ||

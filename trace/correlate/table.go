@@ -53,7 +53,7 @@ type rec struct {
 	pickExact           bool
 	startUnknown        bool
 	// untranslated says that the entry leads to the Service's own address, resumed
-	// that it was made in mid-connection after the one before had expired, elsewhere
+	// that it was made in mid-connection, for the one before had gone, elsewhere
 	// that it leads to what is no endpoint, inquired that Config.Inquire was told.
 	untranslated, resumed, elsewhere, inquired bool
 	// device is the interface the first packet came in by.

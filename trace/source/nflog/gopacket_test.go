@@ -1,6 +1,7 @@
 package nflog
 
 import (
+	"encoding/binary"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -33,7 +34,7 @@ func gopacketEvent(b []byte, icmpError bool) (e trace.Event, ok bool) {
 		case *layers.IPv6:
 			src, dst, e.IPID = l.SrcIP, l.DstIP, 0
 		case *layers.TCP:
-			e.TCPSeq, e.TCPAck = l.Seq, l.Ack
+			e.TCPSeq, e.TCPAck, e.TCPFlags = l.Seq, l.Ack, l.Contents[13]
 			e.Tuple = tuple(conntrack.TCP, src, dst, uint16(l.SrcPort), uint16(l.DstPort))
 			return e, true
 		case *layers.UDP:
@@ -49,6 +50,9 @@ func gopacketEvent(b []byte, icmpError bool) (e trace.Event, ok bool) {
 			}
 			inner, ok := gopacketEvent(l.Payload, false)
 			inner.ICMPType, inner.ICMPCode = l.TypeCode.Type(), l.TypeCode.Code()
+			if l.TypeCode == layers.CreateICMPv4TypeCode(3, 4) {
+				inner.ICMPMTU = l.Seq
+			}
 			inner.ICMPFrom = [16]byte(src.To16())
 			return inner, ok
 		case *layers.ICMPv6:
@@ -57,6 +61,9 @@ func gopacketEvent(b []byte, icmpError bool) (e trace.Event, ok bool) {
 			}
 			inner, ok := gopacketEvent(l.Payload[4:], false)
 			inner.ICMPType, inner.ICMPCode = l.TypeCode.Type(), l.TypeCode.Code()
+			if l.TypeCode.Type() == 2 {
+				inner.ICMPMTU = binary.BigEndian.Uint16(l.Payload[2:])
+			}
 			inner.ICMPFrom = [16]byte(src.To16())
 			return inner, ok
 		}

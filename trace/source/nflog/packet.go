@@ -120,6 +120,9 @@ func (p *packet) describe(e *trace.Event) bool {
 			if len(b) >= 12 {
 				e.TCPAck = binary.BigEndian.Uint32(b[8:])
 			}
+			if len(b) >= 14 {
+				e.TCPFlags = b[13]
+			}
 		}
 	case p.proto == conntrack.ICMP, p.proto == conntrack.ICMPv6:
 		if len(b) < 8 {
