@@ -30,7 +30,7 @@ const (
 type client struct {
 	id     string
 	addr   netip.Addr
-	abort  *atomic.Bool // reset connections after asking
+	abort  *atomic.Bool // reset connections after asking; nil is never
 	report func(*Report)
 
 	wg sync.WaitGroup
@@ -142,7 +142,7 @@ func (c *client) exchange(conn net.Conn, t Target, r *Report) error {
 	var err error
 	switch t.Scheme {
 	case "http":
-		if c.abort.Load() {
+		if c.abort != nil && c.abort.Load() {
 			return abort(conn, t.Addr.String())
 		}
 		body, err = httpGet(conn, t.Addr.String(), "/")

@@ -22,6 +22,8 @@ type Incident struct {
 	// a finding of kptrace check; one of them may be empty.
 	Reason trace.Reason
 	Check  string
+	// Also is true of some of these connections as well, if not empty.
+	Also trace.Reason
 	// Answer says what was done.
 	Answer string
 	// Beside says that it happens to a kube-proxy that kptrace only watches.
@@ -30,6 +32,8 @@ type Incident struct {
 	// happens, Late how long after their begin it is known why, if not soon.
 	Once bool
 	Late time.Duration
+	// After is how long connections go on to fail for it when it is undone.
+	After time.Duration
 	// RulesOf says that it is done to the rules of the iptables mode.
 	RulesOf bool
 
@@ -48,8 +52,9 @@ type step struct {
 	forget  bool        // the node's entries of established connections are deleted
 	nft     string      // rules of nf_tables, in a table ip guard
 	node    [][]string  // arguments of iptables on the node
+	first   [][]string  // arguments of iptables, which again undoes
 	pause   time.Duration
-	again   [][]string // arguments of iptables, after the pause
+	again   [][]string
 	edit    func(manifests string) string
 }
 
@@ -133,7 +138,7 @@ func Incidents() []Incident {
 				sysctls: []setting{{"net/ipv4/icmp_ratelimit", "0", "1000"}}}}, // or the node says it to few
 		{Name: "impatient", Service: "foo", Symptom: "the pods of foo log resets by one of their clients", Reason: trace.ResetByClient,
 			Answer: "Pod batch resets its connections instead of waiting for the answer.", do: step{faults: [][2]string{{FaultAbort, "shop/batch"}}}},
-		{Name: "idle", Service: "foo", Symptom: "requests to http://foo.shop on connections that were idle for a while hang", Reason: trace.IdleExpired, Late: 7 * time.Second,
+		{Name: "idle", Service: "foo", Symptom: "requests to http://foo.shop on connections that were idle for a while hang", Reason: trace.IdleExpired, Late: 7 * time.Second, After: 5 * time.Second,
 			Answer: "nf_conntrack_tcp_timeout_established was set to 1 second.",
 			do:     step{sysctls: []setting{{"net/netfilter/nf_conntrack_tcp_timeout_established", "1", "432000"}}}},
 		{Name: "guard", Service: "foo", Symptom: "one request in three to http://foo.shop hangs, and iptables-save shows no reason", Reason: trace.DroppedOnNode,
@@ -149,13 +154,13 @@ func Incidents() []Incident {
 			Answer: "The node's link to web has an MTU of 1000, and a rule drops the word about it to the pods.",
 			do: step{faults: [][2]string{{FaultLarge, "shop/foo-1"}, {FaultLarge, "shop/foo-2"}, {FaultLarge, "shop/foo-3"}}, mtu: "shop/web",
 				node: iptables("-I OUTPUT -p icmp -m icmp --icmp-type fragmentation-needed -j DROP")}},
-		{Name: "flushed", RulesOf: true, Service: "foo", Symptom: "for a moment requests to http://foo.shop hung", Reason: trace.Untranslated, Once: true,
-			Answer: "Somebody emptied PREROUTING of table nat and brought the rule back; connections that began meanwhile go on to the address of the Service itself.",
-			do:     step{node: iptables("-t nat -F PREROUTING"), pause: 700 * time.Millisecond, again: [][]string{portals("-D"), portals("-A")}}},
+		{Name: "bypass", RulesOf: true, Service: "foo", Symptom: "for a moment requests to http://foo.shop hung", Reason: trace.Untranslated, Once: true,
+			Answer: "For a second a rule of nat let packets to foo pass before the rules of Services saw them; connections that began meanwhile go on to the address of the Service itself.",
+			do:     step{first: iptables("-t nat -I PREROUTING -d 10.96.0.10/32 -j ACCEPT"), pause: time.Second, again: iptables("-t nat -D PREROUTING -d 10.96.0.10/32 -j ACCEPT")}},
 		{Name: "forgotten", Service: "foo", Symptom: "requests on some connections to http://foo.shop that were open for a while ended in a reset, once", Reason: trace.EntryLost, Once: true, Late: 5 * time.Second,
 			Answer: "Somebody deleted the node's entries of established connections.",
 			do:     step{forget: true}},
-		{Name: "eviction", Service: "foo", Symptom: "for a moment requests to http://foo.shop hung", Reason: trace.EndpointGone, Once: true,
+		{Name: "eviction", Service: "foo", Symptom: "for a moment requests to http://foo.shop hung", Reason: trace.EndpointGone, Also: trace.RulesBehind, Once: true,
 			Answer: "Pods foo-2 and foo-3 died; until the API said so connections were still sent to them.",
 			do:     step{faults: [][2]string{{FaultBlackhole, "shop/foo-2"}, {FaultBlackhole, "shop/foo-3"}}, pause: 600 * time.Millisecond, edit: endpoints("foo", only("foo-1"))}},
 		{Name: "stopped", Service: "foo", Symptom: "since the rollout two requests in three to http://foo.shop are refused", Reason: trace.RulesBehind, Check: "endpoint-gone", Beside: true,
@@ -173,12 +178,6 @@ func FindIncident(s string) (n int, in Incident, err error) {
 		}
 	}
 	return 0, Incident{}, fmt.Errorf("lab: no incident %q: there are 1 to %d", s, len(all))
-}
-
-// portals are arguments of iptables for the rule by which packets get to those of
-// Services.
-func portals(do string) []string {
-	return []string{"-t", "nat", do, "PREROUTING", "-m", "comment", "--comment", "kubernetes service portals", "-j", "KUBE-SERVICES"}
 }
 
 // only keeps the endpoint line of a pod.

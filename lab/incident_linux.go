@@ -34,7 +34,7 @@ func (l *Lab) Incident(ctx context.Context, n int) error {
 	}
 	in := &all[n-1]
 	l.reportMu.Lock()
-	l.incident = n
+	l.incident, l.healed = n, false
 	l.reportMu.Unlock()
 	if err := l.happen(ctx, &in.do); err != nil {
 		return fmt.Errorf("lab: incident %s: %w", in.Name, err)
@@ -99,7 +99,7 @@ func (l *Lab) happen(ctx context.Context, s *step) error {
 			return err
 		}
 	}
-	if err := l.nodeIPTables(ctx, s.node); err != nil {
+	if err := l.nodeIPTables(ctx, append(s.first, s.node...)); err != nil {
 		return err
 	}
 	if s.pause > 0 {
@@ -109,11 +109,8 @@ func (l *Lab) happen(ctx context.Context, s *step) error {
 		case <-time.After(s.pause):
 		}
 	}
-	for _, args := range s.again {
-		// What is to be taken away first the proxy may have brought back, or not.
-		if err := l.nodeIPTables(ctx, [][]string{args}); err != nil && !slices.Contains(args, "-D") {
-			return err
-		}
+	if err := l.nodeIPTables(ctx, s.again); err != nil {
+		return err
 	}
 	if s.edit == nil {
 		return nil
@@ -312,8 +309,11 @@ func (l *Lab) nodeForget(ctx context.Context) error {
 
 // Heal undoes the last Incident, so that another one can happen.
 func (l *Lab) Heal(ctx context.Context) error {
-	n := l.Happened()
-	if n == 0 {
+	l.reportMu.Lock()
+	n, healed := l.incident, l.healed
+	l.healed = true
+	l.reportMu.Unlock()
+	if n == 0 || healed {
 		return nil
 	}
 	s := Incidents()[n-1].do

@@ -43,6 +43,7 @@ type Lab struct {
 
 	reportMu sync.Mutex
 	incident int // the last one, by number
+	healed   bool
 	closing  chan struct{}
 	close    sync.Once
 	faults   sync.Once

@@ -47,6 +47,8 @@ type Matrix struct {
 type MatrixRow struct {
 	Fault string
 	Want  trace.Reason
+	// Also counts as right, too.
+	Also trace.Reason
 	// Seen counts connections by reason; vague ones with what they say beside it.
 	Seen map[string]int
 	// example is a connection for each reason.
@@ -58,7 +60,7 @@ const settled = 2 * time.Second
 
 // Judge makes an incident's row of what was shown.
 func (in *Incident) Judge(list []Explained) MatrixRow {
-	row := MatrixRow{Fault: in.Name, Want: in.Reason, Seen: map[string]int{}, example: map[string]string{}}
+	row := MatrixRow{Fault: in.Name, Want: in.Reason, Also: in.Also, Seen: map[string]int{}, example: map[string]string{}}
 	for _, x := range list {
 		if time.Since(x.Began) < max(settled, in.Late) {
 			continue
@@ -79,12 +81,28 @@ func (r *MatrixRow) all() (n int) {
 	return n
 }
 
-func (r *MatrixRow) right() int { return r.Seen[string(r.Want)] }
+func (r *MatrixRow) right() int {
+	n := r.Seen[string(r.Want)]
+	if r.Also != "" {
+		n += r.Seen[string(r.Also)]
+	}
+	return n
+}
 
 // Enough reports whether there is enough to judge, and it is good.
 func (r *MatrixRow) Enough() bool {
 	n := r.all()
 	return n >= 3 && float64(r.right()) >= 0.95*float64(n)
+}
+
+// Doubts lists a connection for each reason that was not the right one.
+func (r *MatrixRow) Doubts() (list []string) {
+	for _, reason := range slices.Sorted(maps.Keys(r.Seen)) {
+		if reason != string(r.Want) {
+			list = append(list, r.example[reason])
+		}
+	}
+	return list
 }
 
 // vague are reasons that say what was seen and no cause: not right where the cause
@@ -109,14 +127,14 @@ func (m *Matrix) Right() (right, all int) {
 func (m *Matrix) Wrong() (list []string) {
 	for i := range m.Rows {
 		r := &m.Rows[i]
-		if r.Fault != "" && r.right() == 0 {
+		if r.Fault != "" && r.Seen[string(r.Want)] == 0 {
 			list = append(list, fmt.Sprintf("%s: no connection failed for %s: %v", r.Fault, r.Want, r.Seen))
 		}
 		for _, reason := range slices.Sorted(maps.Keys(r.Seen)) {
 			switch {
 			case r.Fault == "":
 				list = append(list, fmt.Sprintf("without a fault %d connections: %q; one is %s", r.Seen[reason], reason, r.example[reason]))
-			case reason != string(r.Want) && !vague(reason):
+			case reason != string(r.Want) && reason != string(r.Also) && !vague(reason):
 				list = append(list, fmt.Sprintf("%s: %d connections are said to have failed for %s, and it was %s; one is %s", r.Fault, r.Seen[reason], reason, r.Want, r.example[reason]))
 			}
 		}

@@ -42,6 +42,7 @@ func clientSysctls() []Sysctl {
 		Sysctl{"net/ipv4/tcp_tw_reuse", "1", true},
 		Sysctl{"net/ipv4/tcp_max_tw_buckets", "2048", true},
 		Sysctl{"net/ipv4/tcp_fin_timeout", "5", true},
+		Sysctl{"net/ipv4/tcp_orphan_retries", "1", true}, // what a fault left open
 		Sysctl{"net/core/somaxconn", "4096", true},
 	)
 }

@@ -42,6 +42,15 @@ type inquirer struct {
 	rules  *liverules.Program
 	others []*liverules.Program
 	read   time.Time
+	// taken is what portsTaken found out since then.
+	taken map[portsKey]string
+}
+
+// portsKey is an endpoint, and the range of source ports that a rule may use to it.
+type portsKey struct {
+	proto  conntrack.Proto
+	to     netip.AddrPort
+	lo, hi uint16
 }
 
 func newInquirer(views func() []*proxy.View, do func(context.Context, func(*correlate.Correlator)) error) *inquirer {
@@ -314,24 +323,36 @@ func shadowed(ways []liverules.Way, to netip.AddrPort) (trace.Reason, string) {
 }
 
 // portsTaken says that all source ports are taken with which the rules would have
-// masqueraded a flow, empty if they are not. The kernel does not look at all ports,
-// so nearly all are enough.
+// masqueraded a flow, empty if they are not.
 func (q *inquirer) portsTaken(ctx context.Context, f *trace.Flow, ways []liverules.Way) string {
 	ep := f.Backend.Addr
-	if !ep.IsValid() || len(ways) == 0 {
+	if !ep.IsValid() {
 		return ""
 	}
-	lo, hi := uint16(0), uint16(0)
-	for i := range ways {
-		steps := ways[i].Steps
-		j := slices.IndexFunc(steps, func(s xtables.Step) bool {
-			return s.Effect == xtables.EffectMasquerade || s.Effect == xtables.EffectSNAT
-		})
-		if j < 0 {
-			return ""
+	for _, w := range slices.Concat(append(q.waysOfOthers(f, ep), ways)...) {
+		for i := range w.Steps {
+			s := &w.Steps[i]
+			if s.Effect != xtables.EffectMasquerade && s.Effect != xtables.EffectSNAT {
+				continue
+			}
+			lo, hi := sourcePorts(s.Rule, f.Tuple.Src().Port())
+			key := portsKey{f.Tuple.Proto(), ep, lo, hi}
+			cause, known := q.taken[key]
+			if !known {
+				cause = q.countPorts(ctx, key)
+				q.taken[key] = cause
+			}
+			if cause != "" {
+				return cause
+			}
 		}
-		lo, hi = sourcePorts(steps[j].Rule, f.Tuple.Src().Port())
 	}
+	return ""
+}
+
+// countPorts looks at all entries for those to an endpoint. The kernel does not try
+// all ports, so nearly all are enough.
+func (q *inquirer) countPorts(ctx context.Context, k portsKey) string {
 	conn, err := conntrack.Open(conntrack.Config{})
 	if err != nil {
 		return ""
@@ -339,7 +360,7 @@ func (q *inquirer) portsTaken(ctx context.Context, f *trace.Flow, ways []liverul
 	defer conn.Close()
 	taken := map[netip.Addr]map[uint16]bool{}
 	err = conn.Dump(ctx, func(e conntrack.Flow) error {
-		if at := e.Reply.Dst(); e.Reply.Proto() == f.Tuple.Proto() && e.Reply.Src() == ep && at.Port() >= lo && at.Port() <= hi {
+		if at := e.Reply.Dst(); e.Reply.Proto() == k.proto && e.Reply.Src() == k.to && at.Port() >= k.lo && at.Port() <= k.hi {
 			if taken[at.Addr()] == nil {
 				taken[at.Addr()] = map[uint16]bool{}
 			}
@@ -350,10 +371,10 @@ func (q *inquirer) portsTaken(ctx context.Context, f *trace.Flow, ways []liverul
 	if err != nil {
 		return ""
 	}
-	all := int(hi-lo) + 1
+	all := int(k.hi-k.lo) + 1
 	for addr, ports := range taken {
 		if slices.Contains(q.state.Addrs, addr) && 100*len(ports) >= 99*all {
-			return fmt.Sprintf("%d of %d source ports of %s to %s are taken", len(ports), all, addr, ep)
+			return fmt.Sprintf("%d of %d source ports of %s to %s are taken", len(ports), all, addr, k.to)
 		}
 	}
 	return ""
@@ -444,5 +465,6 @@ func (q *inquirer) refresh(ctx context.Context, began time.Time) error {
 		}
 	}
 	q.state, q.rules, q.others, q.read = s, liverules.New(cfg, serving...), others, s.Now
+	q.taken = make(map[portsKey]string)
 	return nil
 }

@@ -106,7 +106,7 @@ func Reasons() []ReasonInfo {
 		{Hairpin, "A pod was sent to itself, and its own address as the source was not replaced, so it took the packet for forged.",
 			"Client and endpoint have the same address, and the connection was not masqueraded.",
 			"A rule before KUBE-POSTROUTING that accepts or translates pod traffic; hairpin mode of the CNI's bridge."},
-		{Untranslated, "A connection to the Service goes to its address as it is, for it began while the rules were not there.",
+		{Untranslated, "A connection to the Service goes to its address as it is, for it began while the rules were not there, or a rule before them let it pass.",
 			"Connection tracking has an entry to the Service's address that is not translated; the kernel asks rules for the first packet only.",
 			"conntrack -D --orig-dst ADDRESS; for UDP, kptrace's proxy does it. Clients that send before kube-proxy is ready."},
 		{IdleExpired, "Connection tracking forgot the connection because nothing was sent for too long; what either side sends now is lost or reset.",

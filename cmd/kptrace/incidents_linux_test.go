@@ -42,21 +42,32 @@ func causes(t *testing.T, setup string, flags []string) {
 	d.t.Cleanup(func() { _ = up.stop(2) })
 
 	m := lab.Matrix{Setup: setup}
+	var after time.Duration // of the incident before
 	for n, in := range lab.Incidents() {
 		if only := os.Getenv("KPTRACE_INCIDENTS"); only != "" && !slices.Contains(strings.Split(only, ","), in.Name) ||
 			in.Beside && !slices.Contains(flags, "--beside") {
 			continue
 		}
+		// What began before may belong to the last one.
+		const calm = time.Second
+		if in.Once {
+			d.must("lab", "incident", "--heal")
+			time.Sleep(after + calm)
+		}
 		began := time.Now()
 		d.must("lab", "incident", fmt.Sprint(n+1), "--change")
 		if !in.Once {
-			began = time.Now().Add(time.Second) // what began before may belong to the last one
+			began = time.Now().Add(after + calm)
 		}
+		after = in.After
 		if in.Reason != "" {
 			for deadline := time.Now().Add(45 * time.Second); ; time.Sleep(500 * time.Millisecond) {
 				row := in.Judge(explained(t, d, in.Service, began))
 				if row.Enough() || time.Now().After(deadline) {
 					m.Rows = append(m.Rows, row)
+					if !row.Enough() {
+						t.Logf("%s: not right were\n%s", in.Name, strings.Join(row.Doubts(), "\n"))
+					}
 					break
 				}
 			}

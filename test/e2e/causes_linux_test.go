@@ -45,6 +45,13 @@ func TestCausesBesideUpstream(t *testing.T) {
 		}
 		s.run(t, c)
 	}
+	defer func() {
+		for _, s := range sites {
+			t.Log(s.matrix.String())
+		}
+	}()
+	const calm = time.Second // what began before may belong to the last one
+	var after time.Duration  // of the incident before
 	for n, in := range lab.Incidents() {
 		if only := os.Getenv("KPTRACE_INCIDENTS"); in.Reason == "" ||
 			only != "" && !strings.Contains(","+only+",", ","+in.Name+",") {
@@ -53,12 +60,21 @@ func TestCausesBesideUpstream(t *testing.T) {
 		together(t, sites, func(s *site) error { return s.lab.Heal(t.Context()) })
 		sites[0].publish(t, c)
 		together(t, sites, (*site).followed)
+		if in.Once {
+			time.Sleep(after + calm)
+		}
 		began := time.Now()
-		together(t, sites, func(s *site) error { return s.lab.Incident(t.Context(), n+1) })
+		together(t, sites, func(s *site) error {
+			if in.RulesOf && s.mode != "iptables" {
+				return nil
+			}
+			return s.lab.Incident(t.Context(), n+1)
+		})
 		sites[0].publish(t, c)
 		if !in.Once {
-			began = time.Now().Add(time.Second)
+			began = time.Now().Add(after + calm)
 		}
+		after = in.After
 		together(t, sites, func(s *site) error {
 			if in.RulesOf && s.mode != "iptables" {
 				return nil
@@ -90,7 +106,6 @@ func TestCausesBesideUpstream(t *testing.T) {
 			all = append(all, list...)
 		}
 		s.matrix.Rows = append(s.matrix.Rows, (&lab.Incident{}).Judge(all))
-		t.Log(s.matrix.String())
 		for _, wrong := range s.matrix.Wrong() {
 			t.Errorf("%s: %s", s.matrix.Setup, wrong)
 		}

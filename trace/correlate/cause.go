@@ -26,7 +26,7 @@ func (c *Correlator) cause(r *rec) {
 	case trace.NoEndpoints:
 		c.causeOfRefusal(f)
 		return
-	case trace.EndpointRefused, trace.Unreachable, trace.SynUnanswered, trace.NoReply, trace.ResetByEndpoint:
+	case trace.EndpointRefused, trace.Unreachable, trace.SynUnanswered, trace.NoReply, trace.ResetByEndpoint, trace.EntryLost:
 	default:
 		return
 	}
@@ -45,12 +45,12 @@ func (c *Correlator) cause(r *rec) {
 		f.Reason = trace.ReplyLost
 	case r.resumed:
 		f.Cause = "what was sent later was taken for a new connection"
-		if f.Reason = trace.EntryLost; r.older != nil && r.older.f.Reason == trace.IdleExpired {
+		if f.Reason = trace.EntryLost; r.expired || r.older != nil && r.older.f.Reason == trace.IdleExpired {
 			f.Reason = trace.IdleExpired
 		}
 	case r.untranslated:
 		f.Reason = trace.Untranslated
-	case f.Reason != trace.ResetByEndpoint && c.selfCalled(f):
+	case f.Reason != trace.ResetByEndpoint && r.newSeen && c.selfCalled(f):
 		f.Reason = trace.Hairpin
 	case r.told != trace.NoReason:
 		f.Reason = r.told

@@ -162,6 +162,13 @@ func (c *Correlator) destroyed(e *trace.Event) {
 	}
 	r.destroyed = true
 	r.goneStatus, r.goneState, r.goneEarly = e.Status, e.TCPState, e.Timeout > 0
+	if n := r.newer; n != nil && n.resumed && !r.goneEarly && !n.expired {
+		// The packet that made another entry was what found this one expired.
+		if n.expired = true; n.f.Reason == trace.EntryLost {
+			c.edit(n)
+			c.publish(n)
+		}
+	}
 	if e.Out.Packets > 0 && !(r.f.Counted && r.f.Out == e.Out && r.f.In == e.In) {
 		count(c.edit(r), e)
 	}

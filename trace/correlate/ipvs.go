@@ -137,11 +137,6 @@ func (c *Correlator) scheduled(e *trace.Event) {
 		pick.Tuple = r.orig
 	}
 	syn := pick
-	if w, _ := c.decider.at(pick.Time, pick.Tuple, pick.Hook == hookOutput, func(*walked) bool { return true }); w != nil &&
-		w.effect == proxy.Drop && rulesPick(w.view.Mode) {
-		c.notScheduled(&syn) // what comes behind the pick drops it, such as source ranges
-		return
-	}
 	pick.Kind, pick.Rule, pick.Mark, pick.Reply = trace.KindPick, e.Rule, e.Mark, e.Tuple.Reverse()
 	live := latest(c.find(pick.Tuple))
 	if live == nil || live.phase >= ended || !live.picked || live.gone || live.destroyed ||
@@ -208,11 +203,13 @@ func (c *Correlator) notScheduled(e *trace.Event) {
 	refused.Rule = &proxy.Rule{Tag: e.Rule.Tag, Service: w.service, Reason: string(trace.NoEndpoints)}
 	note, lost := "", false
 	switch {
-	case w.effect != proxy.Forward: // no rule that refuses reports it
+	case w.effect != proxy.Forward && c.refuses(w): // no rule that refuses reports it
 		refused.Rule.Reason = w.reason
 		if w.effect == proxy.Drop {
 			refused.Kind = trace.KindDrop
 		}
+	case w.effect == proxy.Reject: // as the rules were when they were read last
+		refused.Rule.Reason, lost = string(trace.DroppedOnNode), true
 	case w.decision.Mode == proxy.IPVS:
 		note = noServer
 	default: // rules that lead to endpoints, and it did not come to any
@@ -228,6 +225,34 @@ func (c *Correlator) notScheduled(e *trace.Event) {
 			c.inquire(r)
 		}
 	}
+}
+
+// refuses reports whether the state agrees with live rules that refuse a Service,
+// which may have changed since they were read.
+func (c *Correlator) refuses(w *walked) bool {
+	if w.view.Snapshot == nil {
+		return true
+	}
+	var s *proxy.Service
+	for i := range w.view.Snapshot.Services {
+		if x := &w.view.Snapshot.Services[i]; x.Name == w.service {
+			s = x
+			break
+		}
+	}
+	if s == nil {
+		return false
+	}
+	usable := slices.ContainsFunc(s.Endpoints, func(e proxy.Endpoint) bool { return e.Ready || e.Serving })
+	switch trace.Reason(w.reason) {
+	case trace.NoEndpoints:
+		return !usable
+	case trace.NoLocalEndpoints:
+		return usable && (s.InternalLocal || s.ExternalLocal)
+	case trace.SourceRange:
+		return len(s.SourceRanges) > 0
+	}
+	return false
 }
 
 func latestRefused(r *rec) *rec {

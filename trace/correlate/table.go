@@ -53,9 +53,10 @@ type rec struct {
 	pickExact           bool
 	startUnknown        bool
 	// untranslated says that the entry leads to the Service's own address, resumed
-	// that it was made in mid-connection, for the one before had gone, elsewhere
+	// that it was made in mid-connection, for the one before had gone, and expired
+	// that this one had expired, elsewhere
 	// that it leads to what is no endpoint, inquired that Config.Inquire was told.
-	untranslated, resumed, elsewhere, inquired bool
+	untranslated, resumed, expired, elsewhere, inquired bool
 	// device is the interface the first packet came in by.
 	device uint32
 	// tooBigAt is when a packet was first said to be too large, and tooLarge what is
