@@ -153,7 +153,7 @@ func (l *live) jumps(want []jumpRule) []Change {
 	}
 	for _, j := range knownJumps(l.Family) {
 		_, times := l.stands(j.table, j.chain, j.rule)
-		if times > 0 && (j.to == chainTrace || j.to == chainReroute) && !slices.Contains(want, j) {
+		if times > 0 && (j.to == chainTrace && !l.watched() || j.to == chainReroute) && !slices.Contains(want, j) {
 			out = append(out, Change{Table: j.table, Chain: j.chain, Kind: xtables.Changed,
 				Remove: slices.Repeat([]string{j.rule}, times), what: discard})
 		}
@@ -161,12 +161,15 @@ func (l *live) jumps(want []jumpRule) []Change {
 	return out
 }
 
+// watched reports whether an agent is beside us, whose chain has the name of ours
+// and whose jumps look like ours.
+func (l *live) watched() bool { return l.rs.Chain("mangle", proxy.ChainPick) != nil }
+
 // stale lists chains of Services that are no more, those that lead to others
 // first, and chains of our own where they are not wanted.
 func (l *live) stale(wanted map[[2]string]bool) []Change {
 	var out []Change
-	watched := l.rs.Chain("mangle", proxy.ChainPick) != nil // by an agent, whose chain has the same name
-	if rules, ok := l.own("mangle", chainTrace); ok && !watched && !wanted[[2]string{"mangle", chainTrace}] {
+	if rules, ok := l.own("mangle", chainTrace); ok && !l.watched() && !wanted[[2]string{"mangle", chainTrace}] {
 		out = append(out, Change{Table: "mangle", Chain: chainTrace, Kind: xtables.Extra, Remove: rules})
 	}
 	if rules, ok := l.own("nat", chainReroute); ok && !wanted[[2]string{"nat", chainReroute}] {

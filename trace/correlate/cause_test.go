@@ -285,3 +285,51 @@ func TestCauseTooLarge(t *testing.T) {
 		})
 	}
 }
+
+// TestRefusalBeside takes a refusal by live rules of another for granted only where
+// the state agrees: the rules may have changed since they were read.
+func TestRefusalBeside(t *testing.T) {
+	for name, c := range map[string]struct {
+		endpoints []proxy.Endpoint
+		want      trace.Reason
+		asked     int
+	}{
+		"the state has none either": {nil, trace.NoEndpoints, 0},
+		"the state has one":         {[]proxy.Endpoint{{Addr: ep1, Ready: true}}, trace.DroppedOnNode, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := 0
+			l := newLab(t, func(c *correlate.Config) { c.Inquire = func(correlate.Inquiry) { asked++ } })
+			for i := range l.views[0].Snapshot.Services {
+				if s := &l.views[0].Snapshot.Services[i]; s.Name == empty {
+					s.Endpoints = c.endpoints
+				}
+			}
+			l.conn(empty, pod, ep1).vip()
+			l.wait(1500 * time.Millisecond)
+			if f := l.only(); f.Outcome != trace.Rejected || f.Reason != c.want || asked != c.asked {
+				t.Errorf("got %s for %s, asked %d times", f.Outcome, f.Reason, asked)
+			}
+		})
+	}
+}
+
+// TestOldSocket has the endpoint answer a SYN with what it remembers of an older
+// connection from the same port: the client resets that, and its next SYN is good.
+func TestOldSocket(t *testing.T) {
+	l := newLab(t, nil)
+	k := l.conn(foo, pod, ep1).pick().new()
+	e := k.event(trace.KindRst, k.orig())
+	e.TCPSeq = k.isn + 5000
+	k.send(e)
+	l.wait(900 * time.Millisecond)
+	if f := l.only(); f.Ended || f.Outcome.Failed() {
+		t.Fatalf("after the reset: %s %s", f.Outcome, f.Reason)
+	}
+	k.destroy(early, state(conntrack.TCPClose))
+	k.pick().new().synack()
+	l.wait(100 * time.Millisecond)
+	if f := l.only(); f.Outcome != trace.Open || f.Reason != trace.NoReason {
+		t.Errorf("got %s for %q", f.Outcome, f.Reason)
+	}
+}

@@ -203,7 +203,7 @@ func (c *Correlator) notScheduled(e *trace.Event) {
 	refused.Rule = &proxy.Rule{Tag: e.Rule.Tag, Service: w.service, Reason: string(trace.NoEndpoints)}
 	note, lost := "", false
 	switch {
-	case w.effect != proxy.Forward && c.refuses(w): // no rule that refuses reports it
+	case w.effect != proxy.Forward && c.refuses(w, e.Tuple.Dst().Addr().Is6()): // no rule that refuses reports it
 		refused.Rule.Reason = w.reason
 		if w.effect == proxy.Drop {
 			refused.Kind = trace.KindDrop
@@ -229,17 +229,11 @@ func (c *Correlator) notScheduled(e *trace.Event) {
 
 // refuses reports whether the state agrees with live rules that refuse a Service,
 // which may have changed since they were read.
-func (c *Correlator) refuses(w *walked) bool {
-	if w.view.Snapshot == nil {
-		return true
+func (c *Correlator) refuses(w *walked, six bool) bool {
+	if !rulesPick(w.view.Mode) || w.view.Snapshot == nil {
+		return true // they are made of the state
 	}
-	var s *proxy.Service
-	for i := range w.view.Snapshot.Services {
-		if x := &w.view.Snapshot.Services[i]; x.Name == w.service {
-			s = x
-			break
-		}
-	}
+	s := c.decider.service(w.view, w.service, six)
 	if s == nil {
 		return false
 	}

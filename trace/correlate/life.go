@@ -138,6 +138,11 @@ func (c *Correlator) rst(r *rec, e *trace.Event, fromReply bool) {
 		}
 		return
 	}
+	if !fromReply && !r.answered && r.picked && r.isn != 0 && e.TCPSeq != r.isn && e.TCPSeq != r.isn+1 {
+		// It is about an acknowledgement of what its endpoint remembers of an older
+		// connection (RFC 9293, 3.10.7.3). The SYN is sent again.
+		return
+	}
 	f := c.edit(r)
 	f.Evidence = f.Evidence.With(e.Source)
 	// A refusal acknowledges the SYN and nothing else (RFC 9293, 3.10.7).

@@ -119,6 +119,12 @@ func (c *Correlator) decideByDestroy(r *rec, forced bool) {
 		case conntrack.TCPFinWait, conntrack.TCPCloseWait, conntrack.TCPLastAck, conntrack.TCPTimeWait:
 			c.end(r, trace.Closed, trace.NoReason, missingFin)
 		case conntrack.TCPClose:
+			if f.Counted && f.Out.Packets == 1 && f.In.Packets == 1 && !r.answered {
+				// The only answer to the SYN closed it.
+				last(f).Outcome = tryRefused
+				c.end(r, trace.Refused, trace.EndpointRefused, missingRst)
+				return
+			}
 			last(f).Outcome = tryReset
 			c.end(r, trace.Reset, trace.NoReason, missingRst)
 		case conntrack.TCPEstablished:
