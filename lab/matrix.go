@@ -28,7 +28,7 @@ func ReadExplained(jsonl string) ([]Explained, error) {
 		if err := json.Unmarshal([]byte(line), &f); err != nil {
 			return nil, fmt.Errorf("lab: %w: %s", err, line)
 		}
-		if trace.Outcome(f.Outcome).Failed() || f.Reason != "" {
+		if f.Outcome.Failed() || f.Reason != "" {
 			list = append(list, Explained{f.Time, string(f.Reason), f.Cause, strings.TrimSpace(line)})
 		}
 	}

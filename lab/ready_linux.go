@@ -20,7 +20,7 @@ func (l *Lab) WaitReady(ctx context.Context) error {
 	for i := range l.cluster.Nodes {
 		name := l.cluster.Nodes[i].Name
 		if l.cfg.Beside {
-			if err := l.waitNode(ctx, name, func() error { return l.healthy(name) }); err != nil {
+			if err := l.waitNode(ctx, name, func() error { return l.healthy(ctx, name) }); err != nil {
 				return err
 			}
 		}
@@ -75,9 +75,9 @@ func synced(ctx context.Context, socket string) error {
 
 // healthy reports whether the proxy beside an agent says that it has programmed the
 // kernel.
-func (l *Lab) healthy(name string) error {
+func (l *Lab) healthy(ctx context.Context, name string) error {
 	return l.Do(NodeSpace(name), func() error {
-		c, err := net.DialTimeout("tcp", "127.0.0.1:10256", time.Second)
+		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", "127.0.0.1:10256")
 		if err != nil {
 			return err
 		}

@@ -147,13 +147,8 @@ func (s *site) open(t *testing.T, c *cluster) {
 		t.Fatal(err)
 	}
 	s.matrix.Setup = "beside upstream, " + s.mode + ", " + s.flavour.String()
-	dir, err := os.MkdirTemp("", "kp") // t.TempDir() is long, and sockets' names are not
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
 	s.lab, err = lab.Start(t.Context(), lab.Config{
-		Scenario: lab.IncidentScenario, SocketDir: dir, Self: []string{binary}, NoProxy: true,
+		Scenario: lab.IncidentScenario, SocketDir: t.TempDir(), Self: []string{binary}, NoProxy: true,
 		ProxyArgs:   []string{"--iptables-flavour", s.flavour.String()},
 		SignalProxy: func(sig syscall.Signal) error { return s.proxy.Signal(sig) },
 	})

@@ -237,10 +237,6 @@ func (c *Correlator) untranslatedEntry(r *rec) bool {
 	f.Client.Addr = r.orig.Src()
 	f.Service = trace.ServiceRef{Name: w.service, Addr: r.orig.Dst(), Via: w.via}
 	f.Decision = trace.Decision{Mode: w.decision.Mode, Note: "not translated", Masquerade: "no"}
-	if r.tcp() && r.goneState == conntrack.TCPEstablished {
-		r.resumed = true // made by a packet in mid-connection
-		return true
-	}
 	if began := w.view.From; !began.IsZero() && r.newTime != 0 && r.newTime < began.UnixNano() {
 		f.Cause = fmt.Sprintf("its entry is %v older than the rules", time.Duration(began.UnixNano()-r.newTime).Round(time.Millisecond))
 	}

@@ -224,6 +224,16 @@ func TestCauseOfEntries(t *testing.T) {
 		k.new().rstIn()
 		l.failedFor(trace.EntryLost, "new connection")
 	})
+	t.Run("of that only the entry was seen", func(t *testing.T) {
+		l := newLab(t, nil)
+		k := l.conn(foo, pod, ep1)
+		e := k.ct(trace.KindNew)
+		e.TCPState = conntrack.TCPEstablished
+		k.send(e)
+		l.wait(200 * time.Millisecond)
+		k.rstIn()
+		l.failedFor(trace.EntryLost, "new connection")
+	})
 	t.Run("a UDP client stays at an endpoint that left", func(t *testing.T) {
 		l := newLab(t, func(c *correlate.Config) { c.Ask = func(conntrack.Tuple) bool { return true } })
 		k := l.conn(dns, pod, dnsEndpoint(t)).pick().new().answer()

@@ -56,7 +56,7 @@ func (c *Correlator) lacksEntry(r *rec, e *trace.Event) bool {
 func (c *Correlator) hold(r *rec, e *trace.Event) {
 	r.phase = held
 	r.enter(e)
-	r.goneStatus, r.goneState = e.Status, e.TCPState
+	r.goneStatus = e.Status
 	r.f.CTID, r.f.Reply = e.CTID, e.Reply
 	c.setReply(r, e.Reply, true) // the packets may not have come that far
 	r.holdDue = c.now + int64(c.cfg.Hold)
@@ -74,6 +74,8 @@ func (r *rec) enter(e *trace.Event) {
 	}
 	if e.Kind == trace.KindNew {
 		r.newArrived = e.Time
+		// A SYN makes it SYN_SENT.
+		r.resumed = r.resumed || r.tcp() && e.TCPState == conntrack.TCPEstablished
 	}
 }
 

@@ -57,7 +57,7 @@ func (c *Correlator) samePacket(r *rec, e *trace.Event) bool {
 func (c *Correlator) decided(r *rec, e *trace.Event) {
 	f := c.edit(r)
 	r.picked, r.isn, r.device = true, e.TCPSeq, e.InDev
-	r.resumed = r.tcp() && e.TCPFlags != 0 && e.TCPFlags&flagSYN == 0
+	r.resumed = r.resumed || r.tcp() && e.TCPFlags != 0 && e.TCPFlags&flagSYN == 0
 	r.keptFrom = c.early.tail // nothing comes before the pick
 	r.pickTime, r.pickExact, r.lastSyn = e.Time, e.KernelTime, e.Time
 	r.startUnknown = false
