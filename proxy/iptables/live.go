@@ -163,7 +163,10 @@ func (l *live) jumps(want []jumpRule) []Change {
 
 // watched reports whether an agent is beside us, whose chain has the name of ours
 // and whose jumps look like ours.
-func (l *live) watched() bool { return l.rs.Chain("mangle", proxy.ChainPick) != nil }
+func (l *live) watched() bool {
+	_, ok := l.own("mangle", proxy.ChainPick)
+	return ok
+}
 
 // stale lists chains of Services that are no more, those that lead to others
 // first, and chains of our own where they are not wanted.
