@@ -199,9 +199,13 @@ func TestCauseOfNoEndpoints(t *testing.T) {
 func TestCauseOfEntries(t *testing.T) {
 	t.Run("another rule sent it elsewhere", func(t *testing.T) {
 		var asked []correlate.Inquiry
-		l := newLab(t, func(c *correlate.Config) { c.Inquire = func(i correlate.Inquiry) { asked = append(asked, i) } })
+		l := newLab(t, func(c *correlate.Config) {
+			c.Inquire = func(i correlate.Inquiry) { asked = append(asked, i) }
+			c.Ask = func(conntrack.Tuple) bool { return true }
+		})
 		k := l.conn(foo, pod, netip.MustParseAddrPort("10.244.9.9:80")).new()
 		l.wait(1500 * time.Millisecond)
+		k.entry() // no answer so far
 		l.failedFor(trace.SynUnanswered, "")
 		if len(asked) != 1 || !asked[0].Elsewhere {
 			t.Fatalf("asked %+v", asked)
