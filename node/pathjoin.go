@@ -33,7 +33,7 @@ type pathJoin struct {
 // begin makes it ready: device names interfaces, endpoint what is at an address.
 func (p *pathJoin) begin(device func(uint32) string, endpoint func(netip.AddrPort) string) {
 	p.joiner = path.New(path.Config{
-		Rules: p.rules.Find, Hook: p.rules.Hook, Device: device, Own: selection.Owns,
+		Rules: p.rules.Find, Hook: p.rules.Hook, IPVS: p.rules.IPVS, Device: device, Own: selection.Owns,
 		Names: &path.Names{Endpoint: endpoint},
 		Emit:  func(j path.Joined) { p.ready = append(p.ready, j) },
 	})

@@ -66,7 +66,7 @@ func newPathRigOf(t *testing.T, ns *netns.NS, fl xtables.Flavour, six bool, buff
 		}
 	}
 	r.joiner = path.New(path.Config{
-		Rules: r.rules.Find, Hook: r.rules.Hook, Own: selection.Owns,
+		Rules: r.rules.Find, Hook: r.rules.Hook, IPVS: r.rules.IPVS, Own: selection.Owns,
 		Emit: func(j path.Joined) { r.joined = append(r.joined, j) },
 	})
 	r.sel = selection.New(selection.Config{Tools: r.tools, Flavour: fl, IPv6: six, Timeout: time.Minute})

@@ -113,17 +113,20 @@ func (n *node) record(ctx context.Context, to io.Writer) error {
 	paths := recordedPaths{n: n, w: w}
 	tick := time.NewTicker(stateEvery)
 	defer tick.Stop()
+	err = errors.Join(state(), paths.look())
 	for err == nil {
-		if err = errors.Join(state(), paths.look()); err != nil {
-			break
-		}
 		select {
 		case f := <-x.frames:
-			err = w.Frame(f)
+			// What it means may be newer than what was written before it came.
+			if err = errors.Join(state(), paths.look()); err == nil {
+				err = w.Frame(f)
+			}
 		case l := <-x.losses:
 			err = w.Loss(l)
 		case <-tick.C:
-			err = w.Flush()
+			if err = errors.Join(state(), paths.look()); err == nil {
+				err = w.Flush()
+			}
 		case <-ctx.Done():
 			for err == nil && len(x.frames) > 0 {
 				err = w.Frame(<-x.frames)
@@ -161,12 +164,14 @@ func (r *recordedPaths) look() error {
 			return err
 		}
 	}
-	now, reasons := time.Now(), s.drops.reasons.Load()
-	if reasons == nil || now.Before(r.next) {
+	now, names := time.Now(), record.Names{Devices: map[uint32]string{}}
+	if reasons := s.drops.reasons.Load(); reasons != nil {
+		names.Reasons = *reasons
+	}
+	if now.Before(r.next) && (names.Reasons == nil) == (r.names.Reasons == nil) {
 		return nil
 	}
 	r.next = now.Add(namesEvery)
-	names := record.Names{Devices: map[uint32]string{}, Reasons: *reasons}
 	list, err := net.Interfaces()
 	if err != nil {
 		return nil // they stay numbers

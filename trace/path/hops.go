@@ -196,7 +196,7 @@ func (b *builder) moved(now *trace.PacketHeader, next *seen) {
 // gives it. Connection tracking translates at none of these, but for what the node
 // sends, of which nat then sees nothing.
 func (b *builder) ipvs(changes []trace.Change, next *seen) (trace.Hop, bool) {
-	if len(changes) != 1 {
+	if len(changes) != 1 || !b.j.cfg.IPVS() {
 		return trace.Hop{}, false
 	}
 	c := changes[0]

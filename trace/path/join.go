@@ -16,6 +16,9 @@ type Config struct {
 	// Hook tells the hook of a built-in chain by its name where that is not one
 	// of iptables': "prerouting". Empty is a chain that others jump to.
 	Hook func(family uint8, table, chain string) string
+	// IPVS reports whether Services are IPVS' here: then where a packet changed
+	// tells that IPVS did it. Nil is no.
+	IPVS func() bool
 	// Device names an interface.
 	Device func(index uint32) string
 	// Names puts addresses into words; nil leaves them as they are.
@@ -101,6 +104,9 @@ func New(cfg Config) *Joiner {
 	}
 	if cfg.Rules == nil {
 		cfg.Rules = func(*trace.RuleHit) Found { return Found{} }
+	}
+	if cfg.IPVS == nil {
+		cfg.IPVS = func() bool { return false }
 	}
 	if cfg.Hook == nil {
 		cfg.Hook = func(uint8, string, string) string { return "" }

@@ -83,6 +83,7 @@ func newWorld(t *testing.T) *world {
 	w.rules.Add(w.gen)
 	w.j = New(Config{
 		Rules:  w.rules.Find,
+		IPVS:   w.rules.IPVS,
 		Device: func(i uint32) string { return map[uint32]string{2: "eth0", 3: "cbr0", 4: "veth1"}[i] },
 		Names:  &Names{Endpoint: func(netip.AddrPort) string { return "foo-5c" }},
 		Own:    func(table, chain string) bool { return table == "raw" && chain == "KPTRACE-PATH" },
@@ -220,7 +221,7 @@ func TestJoinNFT(t *testing.T) {
 // answer.
 func TestIPVS(t *testing.T) {
 	w := newWorld(t)
-	w.gen = generation(t, strings.NewReplacer(":FORWARD DROP [0:0]\n", ":INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n").Replace(live), 1)
+	w.gen = generation(t, strings.NewReplacer(":FORWARD DROP [0:0]\n", ":INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:KUBE-IPVS-FILTER - [0:0]\n").Replace(live), 1)
 	w.rules.Add(w.gen)
 	pre, picked := header("10.9.0.2:40000", "10.96.0.10:80", 64, syn, 9, 0), header("10.9.0.2:40000", "10.1.0.2:8080", 63, syn, 9, 0)
 	w.nft(1, "raw", "KPTRACE-PATH", "-j TRACE", 0, pre, 2, 0)
@@ -251,6 +252,27 @@ func TestIPVS(t *testing.T) {
 		"output dnat 10.96.0.10:80 10.1.0.3:8080", "output dnat 10.96.0.10:80 192.0.2.1:8080"}
 	if !slices.Equal(got, want) {
 		t.Errorf("hops of IPVS: %q, want %q", got, want)
+	}
+}
+
+// In the other modes it is connection tracking that translates an answer, of which
+// no rule need tell.
+func TestAnswerWithoutIPVS(t *testing.T) {
+	w := newWorld(t)
+	answer, translated := header("10.1.0.2:8080", "10.9.0.2:40000", 64, synAck, 70, 10), header("10.96.0.10:80", "10.9.0.2:40000", 63, synAck, 70, 10)
+	w.nft(2, "raw", "KPTRACE-PATH", "-j TRACE", 0, answer, 3, 0)
+	w.nft(2, "filter", "FORWARD", "policy", 0, answer, 3, 2)
+	w.nft(2, "nat", "POSTROUTING", "policy", 0, translated, 0, 2)
+	var got []string
+	for _, j := range w.after(2 * time.Second) {
+		for _, h := range j.Path.Hops {
+			if len(h.Changes) > 0 && h.Changes[0].Field == "src" {
+				got = append(got, string(h.Kind)+" "+h.Changes[0].Before+" "+h.Changes[0].After)
+			}
+		}
+	}
+	if want := []string{"conntrack 10.1.0.2:8080 10.96.0.10:80"}; !slices.Equal(got, want) {
+		t.Errorf("translated by %q, want %q", got, want)
 	}
 }
 

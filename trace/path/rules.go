@@ -7,6 +7,7 @@ import (
 
 	"github.com/kptrace/kptrace/internal/nfnl"
 	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/liverules"
 	"github.com/kptrace/kptrace/trace"
 )
@@ -114,6 +115,12 @@ func (r *Rules) Stale() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.stale
+}
+
+// IPVS reports whether the newest rules are those of a kube-proxy in its IPVS mode.
+func (r *Rules) IPVS() bool {
+	g := r.Newest()
+	return g != nil && g.Program != nil && g.Program.Mode() == proxy.IPVS
 }
 
 // Hook tells the hook of a built-in chain with a name of its own.
