@@ -6,7 +6,7 @@
 #   TESTFLAGS=-count=1    what go test gets; the kernel and the user are no input
 #                         its cache knows of, so results are not cached
 #   PKGS=./trace/...      the packages to test
-#   RUN=SideBySide        the end-to-end tests to run
+#   RUN=SideBySide        the tests to run, of the end-to-end ones too
 #   FUZZTIME=10s          how long each fuzz target runs
 #   BENCH_SHORT=1         benchmarks run once, to see that they work
 #   PREFIX, DESTDIR       where install puts the binary
@@ -39,7 +39,7 @@ demo: deps build ## a cluster in namespaces on this machine with live traffic, a
 	@$(ENV) bin/kptrace lab run --for 15s $(if $(MODE),--mode $(MODE)) $(if $(filter ipvs,$(MODE)),--server-health)
 
 test: deps ## vet, every test (a missing kernel feature fails), and the build for other systems
-	@$(ENV) go vet ./... && scripts/test.sh -p 1 -timeout 20m $(TESTFLAGS) $(PKGS) && GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/kptrace
+	@$(ENV) go vet ./... && scripts/test.sh -p 1 -timeout 20m $(TESTFLAGS) $(if $(RUN),-run '$(RUN)') $(PKGS) && GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/kptrace
 
 e2e: deps build ## against a real API server and upstream kube-proxy, built once (some minutes) and kept
 	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go test -tags e2e -v -timeout 9m $(TESTFLAGS) $(if $(RUN),-run '$(RUN)') ./test/e2e/...

@@ -68,7 +68,7 @@ func (sh *sharing) stripSlice(obj any) any {
 				Serving: sh.condition(ep.Conditions.Serving), Terminating: sh.condition(ep.Conditions.Terminating)},
 		}
 		if r := ep.TargetRef; r != nil {
-			exact[i].TargetRef = &corev1.ObjectReference{Kind: sh.text(r.Kind), Namespace: sh.text(r.Namespace), Name: r.Name}
+			exact[i].TargetRef = &corev1.ObjectReference{Kind: sh.text(r.Kind), Namespace: sh.text(r.Namespace), Name: r.Name, UID: r.UID}
 		}
 	}
 	s.Endpoints = exact
