@@ -54,7 +54,7 @@ func Collect(ctx context.Context) []bundle.File {
 		}
 	}
 	add(bundle.NFTRules, "all tables of nf_tables", run("nft", "list", "ruleset"))
-	add("ipset.txt", "ipsets", run("ipset", "save"))
+	add(bundle.IPSets, "ipsets", run("ipset", "save"))
 	add("ipvs.txt", "virtual servers (/proc/net/ip_vs)", func() ([]byte, error) { return os.ReadFile("/proc/thread-self/net/ip_vs") })
 	add("recent.txt", "clients of session affinity (xt_recent)", readRecent)
 	add("conntrack.json", "what connection tracking counts", readCounters)

@@ -8,9 +8,12 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/kptrace/kptrace/exporters/relay"
+	"github.com/kptrace/kptrace/internal/exec"
+	"github.com/kptrace/kptrace/internal/ipset"
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/liverules"
@@ -125,7 +128,7 @@ func (n *node) explain(ctx context.Context, req relay.ExplainRequest) ([]explain
 		if err != nil {
 			return nil, err
 		}
-		live = n.live(v, s)
+		live = n.live(ctx, v, s)
 	}
 	var out []explain.Answer
 	for _, pkt := range packets {
@@ -140,7 +143,7 @@ func (n *node) explain(ctx context.Context, req relay.ExplainRequest) ([]explain
 }
 
 // live walks the rules of the flavour that serves.
-func (n *node) live(v *proxy.View, s *check.State) func(proxy.Packet) (explain.Answer, error) {
+func (n *node) live(ctx context.Context, v *proxy.View, s *check.State) func(proxy.Packet) (explain.Answer, error) {
 	var rulesets []*xtables.Ruleset
 	flavour := ""
 	for _, fa := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
@@ -151,19 +154,55 @@ func (n *node) live(v *proxy.View, s *check.State) func(proxy.Packet) (explain.A
 		}
 	}
 	clients := newHeld(liverules.New(liverules.Config{}, rulesets...).AffinityLists())
-	p := liverules.New(liverules.Config{Addrs: s.Addrs, Route: route, Recent: clients.recent, Snapshot: v.Snapshot, Overlay: v.Overlay}, rulesets...)
+	cfg := liverules.Config{Addrs: s.Addrs, Route: route, Recent: clients.recent, Snapshot: v.Snapshot, Overlay: v.Overlay}
+	var notes []string
+	if slices.ContainsFunc(rulesets, asksSets) {
+		if sets, err := readSets(ctx); err != nil {
+			notes = append(notes, "the kernel's sets could not be read, so what rules ask of them is not evaluated: "+err.Error())
+		} else {
+			cfg.Set = sets.Match
+		}
+	}
+	p := liverules.New(cfg, rulesets...)
 	return func(pkt proxy.Packet) (explain.Answer, error) {
 		if pkt.In == "" && !pkt.FromNode {
 			pkt.In = deviceTo(pkt.Src.Addr())
 		}
 		clients.found = nil
 		a := explain.Live(p, pkt)
+		a.Notes = append(a.Notes, notes...)
 		for _, h := range clients.found {
 			a.Held(h.list.Endpoint, h.age, h.list.Timeout)
 		}
 		a.Rules = "the live rules of " + n.cfg.Name + " (iptables-" + flavour + ")"
 		return a, nil
 	}
+}
+
+// asksSets reports whether rules ask for sets other than kptrace's own.
+func asksSets(rs *xtables.Ruleset) bool {
+	for _, t := range rs.Tables {
+		for _, c := range t.Chains {
+			for _, r := range c.Rules {
+				if slices.ContainsFunc(r.Matches, func(m xtables.Match) bool {
+					o := m.Opt("match-set")
+					return o != nil && !strings.HasPrefix(o.Value(), "KPTRACE-")
+				}) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// readSets reads the kernel's ipsets.
+func readSets(ctx context.Context) (ipset.Sets, error) {
+	res, err := exec.Run(ctx, exec.Spec{Path: "ipset", Args: []string{"save"}, Grace: -1})
+	if err != nil {
+		return nil, err
+	}
+	return ipset.Parse(string(res.Stdout))
 }
 
 // packets makes the packets a request is about.

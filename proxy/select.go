@@ -23,16 +23,35 @@ const (
 // a set, that set is chosen as if it were empty.
 func (s *Service) Select(node Node, o Overlay) Select {
 	var sel Select
-	var why []reason
-	sel.Cluster, sel.Policy, why = choose(s.Endpoints, o, PolicyCluster,
-		func(*Endpoint) bool { return true },
-		func(ready []*Endpoint) func(*Endpoint) bool { return admits(ready, node) })
+	var why []Exclusion
+	sel.Cluster, sel.Policy, why = s.cluster(node, o)
 	sel.Excluded = count(why)
-	sel.Local, sel.LocalPolicy, why = choose(s.Endpoints, o, PolicyLocal,
-		func(ep *Endpoint) bool { return ep.Local },
-		func([]*Endpoint) func(*Endpoint) bool { return nil })
+	sel.Local, sel.LocalPolicy, why = s.local(o)
 	sel.LocalExcluded = count(why)
 	return sel
+}
+
+// Exclusions says of each of the Service's endpoints why it is not in
+// Select.Cluster or, with local, not in Select.Local.
+func (s *Service) Exclusions(node Node, o Overlay, local bool) []Exclusion {
+	if local {
+		_, _, why := s.local(o)
+		return why
+	}
+	_, _, why := s.cluster(node, o)
+	return why
+}
+
+func (s *Service) cluster(node Node, o Overlay) (chosen []Endpoint, word string, why []Exclusion) {
+	return choose(s.Endpoints, o, PolicyCluster,
+		func(*Endpoint) bool { return true },
+		func(ready []*Endpoint) (func(*Endpoint) bool, Exclusion) { return admits(ready, node) })
+}
+
+func (s *Service) local(o Overlay) (chosen []Endpoint, word string, why []Exclusion) {
+	return choose(s.Endpoints, o, PolicyLocal,
+		func(ep *Endpoint) bool { return ep.Local },
+		func([]*Endpoint) (func(*Endpoint) bool, Exclusion) { return nil, Candidate })
 }
 
 // UsesCluster reports whether any of the Service's addresses leads to
@@ -46,24 +65,26 @@ func (s *Service) UsesLocal() bool {
 	return s.InternalLocal || s.ExternalLocal && s.ExternallyReachable()
 }
 
-// reason is why an endpoint is out.
-type reason uint8
+// Exclusion is why an endpoint is no candidate.
+type Exclusion uint8
 
+// The reasons; Candidate is for those that are one.
 const (
-	in reason = iota
-	notReady
-	terminating
-	otherZone
-	notLocal
-	overlay
+	Candidate Exclusion = iota
+	NotReady
+	Terminating
+	OtherZone    // by its topology hints
+	OtherNode    // by its topology hints
+	NotLocal     // and the policy is Local
+	OutOfOverlay // taken out for a time
 )
 
 // choose picks the endpoints of one policy among those in scope. topology says
 // which of the ready ones the node may use; it returns nil for all. why has
 // one reason for each of eps.
 func choose(eps []Endpoint, o Overlay, policy string, scope func(*Endpoint) bool,
-	topology func(ready []*Endpoint) func(*Endpoint) bool) (chosen []Endpoint, word string, why []reason) {
-	why = make([]reason, len(eps))
+	topology func(ready []*Endpoint) (func(*Endpoint) bool, Exclusion)) (chosen []Endpoint, word string, why []Exclusion) {
+	why = make([]Exclusion, len(eps))
 	var ready, serving, kept []*Endpoint
 	for i := range eps {
 		ep := &eps[i]
@@ -94,8 +115,9 @@ func choose(eps []Endpoint, o Overlay, policy string, scope func(*Endpoint) bool
 		kept = ready
 	}
 	var admitted func(*Endpoint) bool
+	var hinted Exclusion
 	if !fallback {
-		admitted = topology(kept)
+		admitted, hinted = topology(kept)
 	}
 	for i := range eps {
 		ep := &eps[i]
@@ -106,15 +128,15 @@ func choose(eps []Endpoint, o Overlay, policy string, scope func(*Endpoint) bool
 		}
 		switch {
 		case !scope(ep):
-			why[i] = notLocal
+			why[i] = NotLocal
 		case !usable && ep.Terminating:
-			why[i] = terminating
+			why[i] = Terminating
 		case !usable:
-			why[i] = notReady
+			why[i] = NotReady
 		case out && obeyed:
-			why[i] = overlay
+			why[i] = OutOfOverlay
 		case admitted != nil && !admitted(ep):
-			why[i] = otherZone
+			why[i] = hinted
 		}
 	}
 	return those(eps, why), word, why
@@ -122,10 +144,10 @@ func choose(eps []Endpoint, o Overlay, policy string, scope func(*Endpoint) bool
 
 // those returns the endpoints that nothing keeps out: eps itself where that is
 // all of them, which is the usual case, and much memory in large clusters.
-func those(eps []Endpoint, why []reason) []Endpoint {
+func those(eps []Endpoint, why []Exclusion) []Endpoint {
 	n := 0
 	for _, r := range why {
-		if r == in {
+		if r == Candidate {
 			n++
 		}
 	}
@@ -137,7 +159,7 @@ func those(eps []Endpoint, why []reason) []Endpoint {
 	}
 	chosen := make([]Endpoint, 0, n)
 	for i := range eps {
-		if why[i] == in {
+		if why[i] == Candidate {
 			chosen = append(chosen, eps[i])
 		}
 	}
@@ -145,8 +167,8 @@ func those(eps []Endpoint, why []reason) []Endpoint {
 }
 
 // admits returns which of the ready endpoints the node may use by their
-// topology hints, nil for all.
-func admits(ready []*Endpoint, node Node) func(*Endpoint) bool {
+// topology hints, nil for all, and why not the others.
+func admits(ready []*Endpoint, node Node) (func(*Endpoint) bool, Exclusion) {
 	prefer := func(hints func(*Endpoint) []string, name string) func(*Endpoint) bool {
 		if name == "" {
 			return nil
@@ -164,24 +186,25 @@ func admits(ready []*Endpoint, node Node) func(*Endpoint) bool {
 		return func(ep *Endpoint) bool { return slices.Contains(hints(ep), name) }
 	}
 	if f := prefer(func(ep *Endpoint) []string { return ep.NodeHints }, node.Name); f != nil {
-		return f
+		return f, OtherNode
 	}
-	return prefer(func(ep *Endpoint) []string { return ep.ZoneHints }, node.Zone)
+	return prefer(func(ep *Endpoint) []string { return ep.ZoneHints }, node.Zone), OtherZone
 }
 
-func count(why []reason) Excluded {
+func count(why []Exclusion) Excluded {
 	var e Excluded
 	for _, r := range why {
 		switch r {
-		case notReady:
+		case Candidate:
+		case NotReady:
 			e.NotReady++
-		case terminating:
+		case Terminating:
 			e.Terminating++
-		case otherZone:
+		case OtherZone, OtherNode:
 			e.OtherZone++
-		case notLocal:
+		case NotLocal:
 			e.NotLocal++
-		case overlay:
+		case OutOfOverlay:
 			e.Overlay++
 		}
 	}

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -159,6 +160,31 @@ func TestUses(t *testing.T) {
 	for i, tt := range tests {
 		if c, l := tt.svc.UsesCluster(), tt.svc.UsesLocal(); c != tt.cluster || l != tt.local {
 			t.Errorf("%d: UsesCluster, UsesLocal = %t, %t, want %t, %t", i, c, l, tt.cluster, tt.local)
+		}
+	}
+}
+
+func TestExclusions(t *testing.T) {
+	const a, b, c, d = "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"
+	here := proxy.Node{Name: "n1", Zone: "za"}
+	out := proxy.Overlay{Out: map[netip.AddrPort]proxy.Outage{netip.MustParseAddrPort(c + ":80"): {}}}
+	for _, tt := range []struct {
+		eps   []proxy.Endpoint
+		local bool
+		want  []proxy.Exclusion
+	}{
+		{[]proxy.Endpoint{ep(a, "ready"), ep(b, ""), ep(c, "ready"), ep(d, "serving terminating")}, false,
+			[]proxy.Exclusion{proxy.Candidate, proxy.NotReady, proxy.OutOfOverlay, proxy.Terminating}},
+		{[]proxy.Endpoint{ep(a, "ready local"), ep(b, "ready"), ep(d, "local")}, true,
+			[]proxy.Exclusion{proxy.Candidate, proxy.NotLocal, proxy.NotReady}},
+		{[]proxy.Endpoint{ep(a, "ready zone=za"), ep(b, "ready zone=zb")}, false,
+			[]proxy.Exclusion{proxy.Candidate, proxy.OtherZone}},
+		{[]proxy.Endpoint{ep(a, "ready zone=za node=n1"), ep(b, "ready zone=za node=n2")}, false,
+			[]proxy.Exclusion{proxy.Candidate, proxy.OtherNode}},
+	} {
+		svc := proxy.Service{Endpoints: tt.eps}
+		if got := svc.Exclusions(here, out, tt.local); !slices.Equal(got, tt.want) {
+			t.Errorf("%+v: %v, want %v", tt.eps, got, tt.want)
 		}
 	}
 }

@@ -267,7 +267,7 @@ func (r *report) write(out io.Writer, level redact.Level, made time.Time) error 
 				return fmt.Errorf("redacting the recording: %w", err)
 			}
 			f.Data = b.Bytes()
-		case strings.HasSuffix(f.Name, "-save.txt"), f.Name == "ipset.txt":
+		case strings.HasSuffix(f.Name, "-save.txt"), f.Name == bundle.IPSets:
 			f.Data = []byte(red.Rules(string(f.Data)))
 		case strings.HasSuffix(f.Name, ".json"), strings.HasSuffix(f.Name, ".jsonl"):
 			f.Data = []byte(red.JSON(string(f.Data)))

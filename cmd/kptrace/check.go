@@ -41,8 +41,8 @@ stale and full tables, settings. On a healthy node it says nothing.
 
 It asks the nodes that run here, or looks at what iptables-save printed (--rules
 FILE, or - for stdin), which needs no root, no cluster, and works on any OS; with
---manifests also at what the API says. It changes nothing, but for --fix, by which
-a node's own proxy writes its own rules again.
+--manifests or --kubeconfig also at what the API says. It changes nothing, but for
+--fix, by which a node's own proxy writes its own rules again.
 
 Severities: BREAKS, connections fail because of it; RISK, some do or will; NOTE,
 worth knowing. Findings that are known and accepted: --ignore CODE or
@@ -57,6 +57,9 @@ Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if something breaks traffic.
 
   # The same against what the API says, exported as YAML
   kptrace check --rules node1.rules --manifests ./state --node node1
+
+  # The same against what the API server says now
+  ssh node1 sudo iptables-save | kptrace check --rules - --kubeconfig ~/.kube/config --node node1
 
   # For scripts, without what is known
   kptrace check -o json --ignore rp-filter --ignore 'foreign-drop:filter/DOCKER*'`,
@@ -124,6 +127,9 @@ func (f *checkFlags) ask(cmd *cobra.Command, opts check.Options) error {
 		return err
 	}
 	defer closeAll(clients)
+	if f.rules.wanted() {
+		fmt.Fprintln(cmd.ErrOrStderr(), "note: a kptrace runs here and compares with the state it knows: --manifests and --kubeconfig are not looked at")
+	}
 	var out []relay.CheckResponse
 	for _, c := range clients {
 		r, err := c.Check(cmd.Context(), relay.CheckRequest{Options: opts, Fix: f.fix})
@@ -150,7 +156,7 @@ func (f *checkFlags) here(cmd *cobra.Command, opts check.Options, none error) er
 	if err != nil {
 		return fmt.Errorf("%w; and looking without it: %w", none, err)
 	}
-	if f.rules.manifests != "" {
+	if f.rules.wanted() {
 		if s.Snapshot, err = f.rules.snapshot(cmd.Context()); err != nil {
 			return err
 		}

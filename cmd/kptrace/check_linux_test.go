@@ -41,6 +41,17 @@ func TestCheckLab(t *testing.T) {
 				t.Errorf("got %s", out)
 			}
 
+			// A rule that asks for a set is answered by the kernel's.
+			d.must("lab", "exec", "node/node1", "--", "sh", "-c", "ipset create banned hash:ip && ipset add banned 10.9.8.7")
+			d.must("lab", "exec", "node/node1", "--", "iptables-"+flavour, "-I", "FORWARD", "-m", "set", "--match-set", "banned", "src", "-j", "DROP")
+			for client, want := range map[string]string{"10.9.8.7": "dropped by a rule", "10.9.8.8": "forwarded to an endpoint"} {
+				if out := d.must("explain", "svc/foo", "-n", "shop", "--from", client); !strings.Contains(out, "verdict   "+want) || strings.Contains(out, "-m set matches") {
+					t.Errorf("a client %s by a set: %s", client, out)
+				}
+			}
+			d.must("lab", "exec", "node/node1", "--", "iptables-"+flavour, "-D", "FORWARD", "-m", "set", "--match-set", "banned", "src", "-j", "DROP")
+			d.must("lab", "exec", "node/node1", "--", "ipset", "destroy", "banned")
+
 			// Somebody drops what is forwarded, and turns forwarding off.
 			d.must("lab", "exec", "node/node1", "--", "iptables-"+flavour, "-A", "FORWARD", "-d", "10.244.1.21/32", "-j", "DROP")
 			d.must("lab", "exec", "node/node1", "--", "sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward")

@@ -48,16 +48,18 @@ replaced, what becomes of it, and by which rules.
 Rules come from what iptables-save printed (--rules FILE, or - for stdin): any
 kube-proxy in iptables mode, either flavour, with whatever else is in the
 tables; or from what nft list ruleset printed: a kube-proxy in nftables mode,
-whose own tables are walked. That needs no root, no cluster, and works on any OS. With --manifests,
-and no --rules, they are those that kptrace would write for a folder of YAML;
-with both, the YAML gives names and says why endpoints are no candidates.
-With neither, the nodes that run here are asked, each for its live rules.
+whose own tables are walked. That needs no root, no cluster, and works on any OS.
+With --manifests or --kubeconfig, and no --rules, they are those that kptrace would
+write for a folder of YAML or for what an API server says; with both, that gives
+names and says of each endpoint that is no candidate why. With neither, the nodes
+that run here are asked, each for its live rules and sets.
 
 Without a packet or a client: a table of every Service, its endpoints and odds.
 
 Nothing is guessed. What a text cannot tell (sets, sockets, which addresses are
 the node's) is reported as not evaluated, and if it matters the answer is given
-for both cases. --node-ip says which addresses are the node's own.
+for both cases. --ipset gives the sets, as ipset save printed them; --node-ip says
+which addresses are the node's own.
 
 Odds are those of a client without a session affinity entry, unless a kptrace that
 runs on the node is asked: that looks into the kernel's lists of clients.
@@ -71,6 +73,9 @@ Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if rules lead nowhere.`,
 
   # One packet through those rules
   ssh node iptables-save | kptrace explain --rules - --packet tcp:10.244.1.2:40000-10.96.0.10:80
+
+  # With the sets that NetworkPolicies ask for
+  ssh node 'iptables-save; ipset save' | kptrace explain --rules - --packet tcp:10.244.1.2:40000-10.96.0.10:80
 
   # A Service by name, from one client, as JSON with path and odds
   kptrace explain svc/foo -n shop --from 10.244.1.2 --rules node1.rules -o json
@@ -89,6 +94,8 @@ Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if rules lead nowhere.`,
 	fl := cmd.Flags()
 	fl.SortFlags = false
 	f.rules.add(cmd)
+	fl.StringArrayVar(&f.rules.ipsets, "ipset", nil, "what ipset save printed on that node: a file, or - for stdin; repeatable")
+	_ = cmd.MarkFlagFilename("ipset")
 	fl.StringVar(&f.packet, "packet", "", "packet to walk, as tcp:10.244.1.2:40000-10.96.0.10:80")
 	fl.StringVar(&f.from, "from", "", "client of svc/NAME: an address, pod/x, or node for the node itself")
 	fl.StringArrayVar(&f.ports, "port", nil, "only this Service port, by number or name")
@@ -110,6 +117,10 @@ func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
 		return usageErr(errors.New("--packet names both ends: it does not go with svc/NAME or --from"))
 	case f.from != "" && len(args) == 0:
 		return usageErr(errors.New("--from goes with svc/NAME"))
+	case len(f.rules.ipsets) > 0 && len(f.rules.files) == 0:
+		return usageErr(errors.New("--ipset goes with --rules: a kptrace that runs on the node reads the kernel's own sets"))
+	case slices.Contains(f.rules.ipsets, "-") && slices.Contains(f.rules.files, "-"):
+		return usageErr(errors.New("--rules - and --ipset -: there is one stdin; give both texts one after the other to --rules -"))
 	}
 	ns := ""
 	if cmd.Flags().Changed("namespace") || len(args) > 0 && !f.allNamespaces {
@@ -126,7 +137,7 @@ func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
 		}
 		svc, ns = sel.Name, sel.Namespace
 	}
-	if len(f.rules.files) == 0 && f.rules.manifests == "" {
+	if len(f.rules.files) == 0 && !f.rules.wanted() {
 		clients, err := connect(cmd.Context(), f.sockets, false, cmd.ErrOrStderr())
 		if err == nil {
 			defer closeAll(clients)
@@ -135,7 +146,7 @@ func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
 		if !errors.Is(err, relay.ErrNotRunning) || len(f.sockets) > 0 {
 			return err
 		}
-		return usageErr(fmt.Errorf("%w; or say where rules come from: --rules FILE (what iptables-save printed; - is stdin), or --manifests DIR for what kptrace would write", err))
+		return usageErr(fmt.Errorf("%w; or say where rules come from: --rules FILE (what iptables-save printed; - is stdin), or --manifests DIR or --kubeconfig FILE for what kptrace would write", err))
 	}
 	live, err := f.rules.load(cmd.Context(), cmd.InOrStdin())
 	if err != nil {
@@ -190,11 +201,11 @@ func (f *explainFlags) table(cmd *cobra.Command, live *rulesOf, services []*live
 	mode := live.program.Mode()
 	var err error
 	if f.output == "json" {
-		err = printJSON(cmd.OutOrStdout(), text.ToRulesJSON(mode, services))
+		err = printJSON(cmd.OutOrStdout(), text.ToRulesJSON(mode, services, live.snapshot))
 	} else {
 		live.talk(cmd.ErrOrStderr())
 		if len(services) > 0 {
-			err = text.Rules(cmd.OutOrStdout(), services, live.endpointName)
+			err = text.Rules(cmd.OutOrStdout(), services, live.snapshot)
 		}
 	}
 	if err == nil && bad > 0 {
@@ -252,7 +263,7 @@ func (f *explainFlags) ask(cmd *cobra.Command, clients []*relay.Client, ns, svc 
 		pkt.In = f.in
 		req.Packet = &pkt
 	case svc == "":
-		return usageErr(errors.New("say what to explain: svc/NAME, or --packet; a table of all Services is made of --rules or --manifests"))
+		return usageErr(errors.New("say what to explain: svc/NAME, or --packet; a table of all Services is made of --rules, --manifests or --kubeconfig"))
 	case f.from == "node":
 		req.FromNode = true
 	case f.from != "":
@@ -368,8 +379,8 @@ func (f *rulesFlags) load(ctx context.Context, stdin io.Reader) (*rulesOf, error
 	switch {
 	case len(f.files) > 0:
 		return f.fromFiles(ctx, stdin)
-	case f.manifests != "":
+	case f.wanted():
 		return f.desired(ctx)
 	}
-	return nil, usageErr(errors.New("say where rules come from: --rules FILE (what iptables-save printed; - is stdin), or --manifests DIR for what kptrace would write"))
+	return nil, usageErr(errors.New("say where rules come from: --rules FILE (what iptables-save printed; - is stdin), or --manifests DIR or --kubeconfig FILE for what kptrace would write"))
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -79,8 +80,18 @@ func startNode(t *testing.T, name, service, socket string) *fakeNode {
 }
 
 func (n *fakeNode) publish(id int, service string, o trace.Outcome) *trace.Flow {
+	return n.put(n.flow(id, service, o))
+}
+
+func (n *fakeNode) put(f *trace.Flow) *trace.Flow {
+	n.history.Put(f)
+	n.ring.Publish(f)
+	return f
+}
+
+func (n *fakeNode) flow(id int, service string, o trace.Outcome) *trace.Flow {
 	ns, svc, _ := strings.Cut(service, "/")
-	f := &trace.Flow{
+	return &trace.Flow{
 		ID: trace.FlowID(id), Revision: 1, Start: time.Now(), Node: n.name,
 		Tuple:  conntrack.NewTuple(conntrack.TCP, netip.MustParseAddrPort("10.244.1.5:4000"), netip.MustParseAddrPort("10.96.0.10:80")),
 		Client: trace.Peer{Addr: netip.MustParseAddrPort("10.244.1.5:4000"), Namespace: "shop", Pod: "web"},
@@ -91,9 +102,6 @@ func (n *fakeNode) publish(id int, service string, o trace.Outcome) *trace.Flow 
 		Backend: trace.Peer{Addr: netip.MustParseAddrPort("10.244.0.1:8080"), Namespace: "shop", Pod: "foo-1"},
 		Outcome: o, Ended: o != trace.Open && o != trace.Pending, Established: -1, Duration: -1,
 	}
-	n.history.Put(f)
-	n.ring.Publish(f)
-	return f
 }
 
 // call runs one verb and returns its exit code and output.
@@ -211,6 +219,62 @@ func TestFollowLive(t *testing.T) {
 	}
 	if !strings.HasSuffix(talk, "51 connections, 0 failed, 0 events lost, 1 not ended\n") {
 		t.Errorf("talk %q", talk)
+	}
+}
+
+// TestFollowSummaryByZone counts by the zone of the endpoint, alone and with
+// another word, over what several nodes hold.
+func TestFollowSummaryByZone(t *testing.T) {
+	socket := lonely(t)
+	nodes := []*fakeNode{startNode(t, "node1", "shop/foo", relay.LabSocket("node1")), startNode(t, "node2", "shop/foo", socket)}
+	id := 0
+	for _, c := range []struct {
+		zone    string
+		outcome trace.Outcome
+		n       int
+	}{{"zone-a", trace.Closed, 6}, {"zone-b", trace.Closed, 2}, {"zone-b", trace.Refused, 3}, {"", trace.Timeout, 1}} {
+		for range c.n {
+			id++
+			n := nodes[id%2]
+			f := n.flow(id, "shop/foo", c.outcome)
+			f.Backend.Zone = c.zone
+			if c.outcome == trace.Refused {
+				f.Reason = trace.EndpointRefused
+			}
+			n.put(f)
+		}
+	}
+	nodes[0].publish(id+1, "shop/other", trace.Refused)
+
+	code, out, talk := call(t.Context(), newFollowCmd(), "svc/foo", "-n", "shop", "--summary", "--by", "zone")
+	var got []string
+	for line := range strings.Lines(out) {
+		got = append(got, strings.Join(strings.Fields(line), " "))
+	}
+	want := []string{"ZONE CONNECTIONS FAILED OUTCOMES", "zone-b 5 3 (60 %) 2 closed, 3 refused", "- 1 1 (100 %) 1 timeout", "zone-a 6 0 (0.0 %) 6 closed"}
+	if code != 0 || !slices.Equal(got, want) {
+		t.Errorf("exit %d, %q, want %q; %s", code, got, want, talk)
+	}
+
+	code, out, talk = call(t.Context(), newFollowCmd(), "svc/foo", "-n", "shop", "--summary", "--by", "zone,reason", "-o", "json")
+	var doc struct {
+		By   []string
+		Rows []struct {
+			Values              []string
+			Connections, Failed int
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &doc); code != 0 || err != nil {
+		t.Fatalf("exit %d, %v: %s%s", code, err, out, talk)
+	}
+	if !slices.Equal(doc.By, []string{"zone", "reason"}) || len(doc.Rows) != 4 || doc.Rows[0].Failed != 3 ||
+		!slices.Equal(doc.Rows[0].Values, []string{"zone-b", string(trace.EndpointRefused)}) {
+		t.Errorf("got %s", out)
+	}
+
+	code, _, talk = call(t.Context(), newFollowCmd(), "svc/foo", "-n", "shop", "--summary", "--by", "zones")
+	if code != exitUsage || !strings.Contains(talk, `--by: unknown word "zones": use backend, `) {
+		t.Errorf("exit %d, %s", code, talk)
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kptrace/kptrace/internal/ipset"
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/iptables"
@@ -27,10 +29,12 @@ import (
 // rulesFlags say where the rules of a node come from, for the verbs that look at
 // rules.
 type rulesFlags struct {
-	files     []string
-	nodeIPs   []string
-	manifests string
-	node      string
+	files      []string
+	ipsets     []string
+	nodeIPs    []string
+	manifests  string
+	kubeconfig string
+	node       string
 }
 
 func (f *rulesFlags) add(cmd *cobra.Command) {
@@ -38,10 +42,15 @@ func (f *rulesFlags) add(cmd *cobra.Command) {
 	fl.StringArrayVar(&f.files, "rules", nil, "what iptables-save, ip6tables-save or nft list ruleset printed, or a bug report: a file, or - for stdin; repeatable")
 	fl.StringArrayVar(&f.nodeIPs, "node-ip", nil, "an address of the node whose rules these are; give all, where it matters")
 	fl.StringVar(&f.manifests, "manifests", "", "folder of Kubernetes YAML with the Services and EndpointSlices")
-	fl.StringVar(&f.node, "node", "", "name of the node, with --manifests (default: the host's)")
+	fl.StringVar(&f.kubeconfig, "kubeconfig", "", "file that says how to reach the API server with them, instead of a folder")
+	fl.StringVar(&f.node, "node", "", "name of the node, with --manifests or --kubeconfig (default: the host's)")
 	_ = cmd.MarkFlagFilename("rules")
+	_ = cmd.MarkFlagFilename("kubeconfig")
 	_ = cmd.MarkFlagDirname("manifests")
 }
+
+// wanted reports whether it is said where the desired state is.
+func (f *rulesFlags) wanted() bool { return f.manifests != "" || f.kubeconfig != "" }
 
 // rulesOf is a node's rules, and what is known around them.
 type rulesOf struct {
@@ -81,7 +90,7 @@ func (f *rulesFlags) fromFiles(ctx context.Context, stdin io.Reader) (*rulesOf, 
 	if r.addrs, err = f.addrs(); err != nil {
 		return nil, err
 	}
-	if f.manifests != "" {
+	if f.wanted() {
 		if r.snapshot, err = f.snapshot(ctx); err != nil {
 			return nil, err
 		}
@@ -92,13 +101,17 @@ func (f *rulesFlags) fromFiles(ctx context.Context, stdin io.Reader) (*rulesOf, 
 	}
 	var names []string
 	var nft strings.Builder
+	sets := make(ipset.Sets)
 	for _, name := range f.files {
-		text, err := readRules(name, stdin)
+		text, saved, err := readRules(name, stdin)
 		if err != nil {
 			return nil, err
 		}
 		if name == "-" {
 			name = "stdin"
+		}
+		if err := sets.Read(saved); err != nil {
+			return nil, fmt.Errorf("reading sets of %s: %w", name, err)
 		}
 		names = append(names, name)
 		if isNFT(text) {
@@ -112,6 +125,9 @@ func (f *rulesFlags) fromFiles(ctx context.Context, stdin io.Reader) (*rulesOf, 
 		r.dumps = append(r.dumps, dumps...)
 	}
 	r.from = "the rules of " + strings.Join(names, ", ")
+	if nft.Len() > 0 && len(f.ipsets) > 0 {
+		return nil, usageErr(errors.New("--ipset goes with rules of iptables: those of nft have their sets in them"))
+	}
 	if nft.Len() > 0 {
 		return r, r.readNFT(nft.String())
 	}
@@ -119,7 +135,17 @@ func (f *rulesFlags) fromFiles(ctx context.Context, stdin io.Reader) (*rulesOf, 
 	if err != nil {
 		return nil, err
 	}
-	r.program = liverules.New(liverules.Config{Addrs: r.addrs}, rulesets...)
+	for _, name := range f.ipsets {
+		saved, err := readInput(name, stdin)
+		if err == nil {
+			err = sets.Read(string(saved))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading sets of %s: %w", name, err)
+		}
+	}
+	cfg := liverules.Config{Addrs: r.addrs, Set: sets.Match}
+	r.program = liverules.New(cfg, rulesets...)
 	return r, nil
 }
 
@@ -148,28 +174,37 @@ func (r *rulesOf) readNFT(text string) error {
 	return nil
 }
 
-// readRules reads a file of rules, or those in a bug report.
-func readRules(name string, stdin io.Reader) (string, error) {
-	var b []byte
-	var err error
-	if name == "-" {
-		b, err = io.ReadAll(stdin)
-	} else {
-		b, err = os.ReadFile(name)
+// readRules reads a file of rules, or those in a bug report, and what ipset save
+// printed beside them.
+func readRules(name string, stdin io.Reader) (rules, sets string, err error) {
+	b, err := readInput(name, stdin)
+	if err != nil {
+		return "", "", fmt.Errorf("reading rules: %w", err)
+	}
+	in := bufio.NewReader(bytes.NewReader(b))
+	if !bundle.Is(in) {
+		rules, sets = ipset.Split(string(b))
+		return rules, sets, nil
+	}
+	report, err := bundle.Read(in)
+	if err == nil {
+		b, err = report.Rules()
 	}
 	if err != nil {
-		return "", fmt.Errorf("reading rules: %w", err)
+		return "", "", fmt.Errorf("reading rules of %s: %w", name, err)
 	}
-	if in := bufio.NewReader(bytes.NewReader(b)); bundle.Is(in) {
-		report, err := bundle.Read(in)
-		if err == nil {
-			b, err = report.Rules()
-		}
-		if err != nil {
-			return "", fmt.Errorf("reading rules of %s: %w", name, err)
-		}
+	saved, err := report.File(bundle.IPSets)
+	if err != nil {
+		saved = nil // a node without ipset, as the report says
 	}
-	return string(b), nil
+	return string(b), string(saved), nil
+}
+
+func readInput(name string, stdin io.Reader) ([]byte, error) {
+	if name == "-" {
+		return io.ReadAll(stdin)
+	}
+	return os.ReadFile(name)
 }
 
 // pick takes one ruleset of each family: of two flavours the one with Services.
@@ -214,7 +249,7 @@ func (f *rulesFlags) snapshot(ctx context.Context) (*proxy.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	state, err := openState(f.manifests, apiserver.Config{NodeName: name, Logger: newLogger(io.Discard, "text", slog.LevelError)})
+	state, err := openState(f.manifests, apiserver.Config{Kubeconfig: f.kubeconfig, NodeName: name, Logger: newLogger(io.Discard, "text", slog.LevelError)})
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +262,7 @@ func (f *rulesFlags) desired(ctx context.Context) (*rulesOf, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &rulesOf{snapshot: s, from: "the rules that kptrace would write for " + f.manifests}
+	r := &rulesOf{snapshot: s, from: "the rules that kptrace would write for " + cmp.Or(f.manifests, "the API server")}
 	if r.addrs, err = f.addrs(); err != nil {
 		return nil, err
 	}
@@ -263,7 +298,7 @@ func (r *rulesOf) client(from, namespace string) (a netip.Addr, node bool, err e
 		return a, false, fmt.Errorf("--from %q: use an address, pod/NAME, or node", from)
 	}
 	if r.snapshot == nil {
-		return a, false, fmt.Errorf("--from %s: rules know addresses only: give the pod's, or --manifests with the Pod in it", from)
+		return a, false, fmt.Errorf("--from %s: rules know addresses only: give the pod's, or --manifests with the Pod in it, or --kubeconfig", from)
 	}
 	for a, p := range r.snapshot.Pods {
 		if p.Name == sel.Name && p.Namespace == sel.Namespace {
@@ -271,15 +306,6 @@ func (r *rulesOf) client(from, namespace string) (a netip.Addr, node bool, err e
 		}
 	}
 	return a, false, fmt.Errorf("--from %s: there is no such pod in namespace %s", from, sel.Namespace)
-}
-
-func (r *rulesOf) endpointName(c proxy.Choice) string {
-	if r.snapshot != nil {
-		if p, ok := r.snapshot.Pods[c.Endpoint.Addr()]; ok {
-			return fmt.Sprintf("%s (%s)", c.Endpoint, p.Name)
-		}
-	}
-	return c.Endpoint.String()
 }
 
 // talk says on stderr what a reader of the table has to know.

@@ -79,7 +79,7 @@ func explainCase(b *strings.Builder, c *explain.Case, all bool) {
 		if i > 0 {
 			name = ""
 		}
-		fmt.Fprintf(b, "%-9s          %s: %s\n", name, peerText(&c.Excluded[i].Endpoint), c.Excluded[i].Why)
+		fmt.Fprintf(b, "%-9s          %s: %s\n", name, excludedEnd(&c.Excluded[i]), c.Excluded[i].Why)
 	}
 	for i := range c.Choices {
 		if i > 0 && !all {
@@ -91,6 +91,14 @@ func explainCase(b *strings.Builder, c *explain.Case, all bool) {
 		writeWays(b, c.Choices[i].Ways)
 	}
 	writeWays(b, c.Ways)
+}
+
+// excludedEnd names an endpoint that is no candidate, or all there could be.
+func excludedEnd(x *explain.Excluded) string {
+	if !x.Endpoint.Addr.IsValid() {
+		return "all endpoints"
+	}
+	return peerText(&x.Endpoint)
 }
 
 func writeConditions(b *strings.Builder, indent string, conds []explain.Condition) {

@@ -60,10 +60,27 @@ type WayJSON struct {
 	Path       PathJSON        `json:"path"`
 }
 
-// ExcludedEnds is an endpoint that is no candidate.
+// ExcludedEnds is an endpoint that is no candidate, and why: not-ready, terminating,
+// not-local, other-zone, other-node, out, affinity, endpoint-missing, endpoint-gone;
+// port-mismatch is for all there could be and has no endpoint.
 type ExcludedEnds struct {
-	Endpoint PeerJSON `json:"endpoint"`
-	Why      string   `json:"why"`
+	Endpoint *PeerJSON `json:"endpoint,omitempty"`
+	Code     string    `json:"code"`
+	Why      string    `json:"why"`
+}
+
+func excludedJSON(all []explain.Excluded) []ExcludedEnds {
+	var out []ExcludedEnds
+	for i := range all {
+		x := &all[i]
+		j := ExcludedEnds{Code: x.Code, Why: x.Why}
+		if x.Endpoint.Addr.IsValid() {
+			p := peerJSON(&x.Endpoint)
+			j.Endpoint = &p
+		}
+		out = append(out, j)
+	}
+	return out
 }
 
 // ToExplainJSON converts an answer.
@@ -93,9 +110,7 @@ func ToExplainJSON(a *explain.Answer) ExplainJSON {
 			x := &c.Choices[k]
 			j.Choices = append(j.Choices, ChoiceJSON{peerJSON(&x.Endpoint), round(x.Probability, 1e6), waysJSON(x.Ways)})
 		}
-		for k := range c.Excluded {
-			j.Excluded = append(j.Excluded, ExcludedEnds{peerJSON(&c.Excluded[k].Endpoint), c.Excluded[k].Why})
-		}
+		j.Excluded = excludedJSON(c.Excluded)
 		out.Cases = append(out.Cases, j)
 	}
 	return out

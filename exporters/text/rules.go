@@ -3,27 +3,30 @@ package text
 import (
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/liverules"
 	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/explain"
 )
 
 // Rules writes a table of every Service that rules know: its addresses, where
-// each leads, and with what odds.
-func Rules(w io.Writer, services []*liverules.Service, name func(proxy.Choice) string) error {
+// each leads, and with what odds; and by a Snapshot, nil if there is none, which
+// endpoints are no candidates, and why.
+func Rules(w io.Writer, services []*liverules.Service, s *proxy.Snapshot) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "SERVICE\tADDRESS\tVIA\tENDPOINT\tODDS\tNOTE")
-	for _, s := range services {
-		for i := range s.Fronts {
-			f := &s.Fronts[i]
-			who, where, via := s.Name.String(), f.String()+"/"+s.Name.Proto.String(), string(f.Via)
+	for _, svc := range services {
+		for i := range svc.Fronts {
+			f := &svc.Fronts[i]
+			who, where, via := svc.Name.String(), f.String()+"/"+svc.Name.Proto.String(), string(f.Via)
 			if i > 0 {
 				who = ""
 			}
-			for j, line := range frontLines(s, f, name) {
+			for j, line := range frontLines(svc, f, s) {
 				if j > 0 {
 					who, where, via = "", "", ""
 				}
@@ -35,10 +38,10 @@ func Rules(w io.Writer, services []*liverules.Service, name func(proxy.Choice) s
 }
 
 // frontLines are the last three columns, a line for each endpoint.
-func frontLines(s *liverules.Service, f *liverules.Front, name func(proxy.Choice) string) []string {
+func frontLines(svc *liverules.Service, f *liverules.Front, s *proxy.Snapshot) []string {
 	var lines []string
 	for i, c := range f.Choices {
-		lines = append(lines, fmt.Sprintf("%s\t%s\t%s", name(c), percent(c.Probability), frontNote(s, f, i, c)))
+		lines = append(lines, fmt.Sprintf("%s\t%s\t%s", frontEnd(s, c.Endpoint), percent(c.Probability), frontNote(svc, f, i, c)))
 	}
 	switch {
 	case len(f.Choices) == 0 && f.Reason != "":
@@ -48,7 +51,24 @@ func frontLines(s *liverules.Service, f *liverules.Front, name func(proxy.Choice
 	case f.Missing > 0:
 		lines = append(lines, fmt.Sprintf("nowhere\t%s\tPROBLEM: no rule of %s takes these", percent(f.Missing), f.Chain))
 	}
+	for _, x := range explain.Front(s, svc, f) {
+		end := "all endpoints"
+		if x.Endpoint.Addr.IsValid() {
+			end = frontEnd(s, x.Endpoint.Addr)
+		}
+		lines = append(lines, fmt.Sprintf("%s\t-\texcluded: %s", end, x.Why))
+	}
 	return lines
+}
+
+// frontEnd is an endpoint with the name of its pod where that is known.
+func frontEnd(s *proxy.Snapshot, a netip.AddrPort) string {
+	if s != nil {
+		if p, ok := s.Pods[a.Addr()]; ok {
+			return fmt.Sprintf("%s (%s)", a, p.Name)
+		}
+	}
+	return a.String()
 }
 
 func frontNote(s *liverules.Service, f *liverules.Front, i int, c proxy.Choice) string {
@@ -99,6 +119,7 @@ type FrontJSON struct {
 	Verdict   string         `json:"verdict"`
 	Reason    string         `json:"reason,omitempty"`
 	Endpoints []EndpointJSON `json:"endpoints"`
+	Excluded  []ExcludedEnds `json:"excluded,omitempty"`
 	// Missing is the chance that no endpoint is picked, for rules are missing.
 	Missing float64 `json:"missing,omitempty"`
 }
@@ -109,8 +130,8 @@ type EndpointJSON struct {
 	Probability float64 `json:"probability"`
 }
 
-// ToRulesJSON converts the table.
-func ToRulesJSON(mode proxy.Mode, services []*liverules.Service) RulesJSON {
+// ToRulesJSON converts the table; the Snapshot may be nil.
+func ToRulesJSON(mode proxy.Mode, services []*liverules.Service, snapshot *proxy.Snapshot) RulesJSON {
 	out := RulesJSON{SchemaVersion: SchemaVersion, Mode: mode, Services: []RuleServiceJSON{}}
 	for _, s := range services {
 		j := RuleServiceJSON{Namespace: s.Name.Namespace, Name: s.Name.Name, Port: s.Name.Port, Proto: s.Name.Proto.String()}
@@ -123,7 +144,8 @@ func ToRulesJSON(mode proxy.Mode, services []*liverules.Service) RulesJSON {
 		for i := range s.Fronts {
 			f := &s.Fronts[i]
 			front := FrontJSON{Via: f.Via, Port: f.Port, Chain: f.Chain, Verdict: f.Verdict.String(), Reason: f.Reason,
-				Missing: round(f.Missing, 1e6), Endpoints: []EndpointJSON{}}
+				Missing: round(f.Missing, 1e6), Endpoints: []EndpointJSON{},
+				Excluded: excludedJSON(explain.Front(snapshot, s, f))}
 			if f.Addr.IsValid() {
 				front.IP = f.Addr.String()
 			}

@@ -25,6 +25,7 @@ const (
 	Recording    = "recording.ktr"
 	RulesDir     = "rules/"
 	NFTRules     = RulesDir + "nft-ruleset.txt"
+	IPSets       = "ipset.txt"
 )
 
 const (

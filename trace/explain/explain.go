@@ -85,9 +85,12 @@ type Condition struct {
 	Holds bool
 }
 
-// Excluded is an endpoint that is no candidate, and why.
+// Excluded is an endpoint that is no candidate, and why: by a code for programs and
+// in words for people. An Endpoint without an address stands for all: those of a
+// port whose name no EndpointSlice has.
 type Excluded struct {
 	Endpoint trace.Peer
+	Code     string
 	Why      string
 }
 

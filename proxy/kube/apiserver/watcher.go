@@ -124,13 +124,13 @@ func (w *Watcher) UID(o proxy.ObjectRef) types.UID {
 	return ""
 }
 
-// Load returns one Snapshot of the cluster as it is now. It is called once, and
-// not beside Run.
+// Load returns one Snapshot of the cluster as it is now, with the names of pods
+// where they may be seen. It is called once, and not beside Run.
 func (w *Watcher) Load(ctx context.Context) (*proxy.Snapshot, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadWait)
 	defer cancel()
 	var snap *proxy.Snapshot
-	err := w.run(ctx, time.Second, func(s *proxy.Snapshot) { snap = s; cancel() })
+	err := w.run(ctx, time.Second, true, func(s *proxy.Snapshot) { snap = s; cancel() })
 	switch {
 	case err != nil || snap != nil:
 		return snap, err
@@ -145,10 +145,12 @@ func (w *Watcher) Load(ctx context.Context) (*proxy.Snapshot, error) {
 // something is different, until ctx ends, which is no error. An API server that
 // cannot be reached is tried until it can be. Run is called once.
 func (w *Watcher) Run(ctx context.Context, emit func(*proxy.Snapshot)) error {
-	return w.run(ctx, w.cfg.NodeWait, emit)
+	return w.run(ctx, w.cfg.NodeWait, false, emit)
 }
 
-func (w *Watcher) run(ctx context.Context, nodeWait time.Duration, emit func(*proxy.Snapshot)) error {
+// run is Run; nodeWait bounds the wait for the node's addresses and, with names, for
+// the pods' names before the first Snapshot.
+func (w *Watcher) run(ctx context.Context, nodeWait time.Duration, names bool, emit func(*proxy.Snapshot)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -157,7 +159,7 @@ func (w *Watcher) run(ctx context.Context, nodeWait time.Duration, emit func(*pr
 	for _, r := range []*resource{w.all.services, w.all.slices, w.all.own, w.all.ranges, w.all.pods} {
 		start(r)
 	}
-	if !w.wait(ctx, nodeWait) {
+	if !w.wait(ctx, nodeWait, names) {
 		return nil
 	}
 	others := false // whoever may see pods is likely to be meant to see nodes
@@ -178,12 +180,12 @@ func (w *Watcher) run(ctx context.Context, nodeWait time.Duration, emit func(*pr
 
 // wait returns true when there is enough for a first Snapshot, false when ctx
 // ended before.
-func (w *Watcher) wait(ctx context.Context, nodeWait time.Duration) bool {
+func (w *Watcher) wait(ctx context.Context, nodeWait time.Duration, names bool) bool {
 	patience := time.NewTimer(nodeWait)
 	defer patience.Stop()
 	over := false
 	for {
-		if w.synced(w.all.services) && w.synced(w.all.slices) && (over || w.knowsNode()) {
+		if w.synced(w.all.services) && w.synced(w.all.slices) && (over || w.knowsNode() && (!names || w.knowsNames())) {
 			return true
 		}
 		select {
@@ -192,6 +194,9 @@ func (w *Watcher) wait(ctx context.Context, nodeWait time.Duration) bool {
 		case <-w.state.changed:
 		case <-patience.C:
 			over = true
+			if w.knowsNode() {
+				continue
+			}
 			w.cfg.Logger.Warn("api server: this node's addresses are unknown; going on without", "node", w.cfg.NodeName, "waited", nodeWait)
 		}
 	}
@@ -211,6 +216,12 @@ func (w *Watcher) knowsNode() bool {
 	w.state.mu.Lock()
 	defer w.state.mu.Unlock()
 	return w.state.own != nil && len(w.state.own.node.Addrs) > 0
+}
+
+// knowsNames reports whether the pods' names are known, or cannot be.
+func (w *Watcher) knowsNames() bool {
+	c, _ := w.health.answer(w.all.pods)
+	return c == refused || c == absent || w.synced(w.all.pods)
 }
 
 // loop calls send when changes have settled, until ctx ends.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -453,6 +454,22 @@ func TestLoad(t *testing.T) {
 	snap, err := w.Load(ctx)
 	if err != nil || len(snap.Services) != 1 {
 		t.Errorf("%+v, %v", snap, err)
+	}
+
+	// Names are waited for, but not where they may not be seen.
+	for _, denied := range []error{nil, forbidden("pods")} {
+		s := newServer(testService(1), testSlice(1, 0, 3, true), testNode("node1", "192.168.7.1"), testPod("web", "10.1.0.9"))
+		s.fault("pods", denied)
+		if w, err = New(Config{NodeName: "node1", client: s}); err != nil {
+			t.Fatal(err)
+		}
+		snap, err := w.Load(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if named := snap.Pods[netip.MustParseAddr("10.1.0.9")].Name == "web"; named != (denied == nil) {
+			t.Errorf("pods refused: %v: %+v", denied, snap.Pods)
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	cancel()
