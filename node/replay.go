@@ -32,6 +32,9 @@ const (
 	// hold is how long one source waits for the other; on a busy machine a
 	// reader may not run for a good while.
 	hold = 400 * time.Millisecond
+	// pathSlack is how much longer a path waits in a replay for what is said of its
+	// packet: a live node that was kept from reading finds it all there at once.
+	pathSlack = time.Second
 )
 
 // ReplayConfig says how a recording is looked at again.
@@ -197,7 +200,7 @@ func (r *replay) frame(f *trace.Frame) {
 	if f.Time-r.advanced >= int64(tickEvery) && f.Time < math.MaxInt64 {
 		r.advanced = f.Time
 		r.c.Advance(at)
-		r.joiner.Advance(at)
+		r.joiner.Advance(at.Add(-pathSlack))
 		r.deliver(at, false)
 	}
 	switch f.Source {
