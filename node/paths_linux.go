@@ -135,6 +135,9 @@ func (p *pathTracer) want(asks []*pathAsk) selection.Want {
 	for _, a := range asks {
 		one := selection.Of(views[0].Snapshot, &a.req.Filter, local)
 		one.Packets = a.req.Path.Packets
+		if views[0].Mode == proxy.Userspace {
+			one.To = append(one.To, one.From...) // the proxy's own connections
+		}
 		w = w.Merge(one)
 	}
 	return w

@@ -16,14 +16,28 @@ const (
 	maxPast  = 65536
 )
 
-// past is a flow that has ended, for which a path may still come.
+// past is a flow that has ended, for which a path may still come, or one whose
+// other leg, that of the userspace proxy's own connection, has these tuples.
 type past struct {
 	orig, reply conntrack.Tuple
+	leg         bool
 	isn         uint32
 	until       int64
-	// r is its record as long as there is one, flow its last update after that.
+	at          *place
+}
+
+// place is where a flow is: its record as long as there is one, its last update
+// after that.
+type place struct {
 	r    *rec
 	flow *trace.Flow
+}
+
+func (p *place) latest() *trace.Flow {
+	if p.r != nil {
+		return p.r.f
+	}
+	return p.flow
 }
 
 // pasts finds them by both tuples. It is empty unless Config.Paths says that
@@ -38,8 +52,24 @@ func (c *Correlator) remember(r *rec) {
 	if c.cfg.Paths == nil || !c.cfg.Paths() {
 		return
 	}
-	p := &past{orig: r.orig, reply: r.f.Reply, isn: r.isn, until: c.now + pastKept, r: r}
-	r.past = p
+	c.awaits(r, &past{orig: r.orig, reply: r.f.Reply, isn: r.isn})
+}
+
+// rememberLeg keeps the tuples of the userspace proxy's own connection for r.
+func (c *Correlator) rememberLeg(r *rec) {
+	from, to := r.f.Decision.SourceSeen, r.f.Backend.Addr
+	if c.cfg.Paths == nil || !c.cfg.Paths() || !from.IsValid() || !to.IsValid() {
+		return
+	}
+	t := conntrack.NewTuple(r.orig.Proto(), from, to)
+	c.awaits(r, &past{orig: t, reply: t.Reverse(), leg: true})
+}
+
+func (c *Correlator) awaits(r *rec, p *past) {
+	if r.place == nil {
+		r.place = &place{r: r}
+	}
+	p.at, p.until = r.place, c.now+pastKept
 	if c.past.by == nil {
 		c.past.by = make(map[conntrack.Tuple][]*past)
 	}
@@ -72,36 +102,45 @@ func (c *Correlator) forgetFirst() {
 			c.past.by[t] = list
 		}
 	}
-	if p.r != nil {
-		p.r.past = nil
-	}
 }
 
 // Path gives the path of a packet to its flow, and reports whether there is one:
 // the packet may come before what makes a flow of it.
 func (c *Correlator) Path(p *trace.Path, packet *trace.PacketHeader) bool {
-	r := c.owner(packet)
-	if r == nil {
-		gone := c.pastOwner(packet)
-		switch {
-		case gone == nil:
-			return false
-		case gone.r == nil:
-			f := *gone.flow
-			f.Revision++
-			f.Completed = false
-			addPath(&f, p)
-			gone.flow = &f
-			c.stats.emitted.Add(1)
-			c.cfg.Emit(&f)
-			return true
+	if leg := c.pastOwner(packet, true); leg != nil {
+		f := leg.at.latest()
+		if p.Tuple == leg.orig && opening(f) == nil {
+			return false // the client's own comes first
 		}
-		r = gone.r
+		c.amend(leg.at, func(f *trace.Flow) { addLeg(f, p, p.Tuple == leg.orig) })
+		return true
 	}
-	addPath(c.edit(r), p)
-	c.publish(r)
-	c.arm(r)
-	return true
+	if r := c.owner(packet); r != nil {
+		c.amend(&place{r: r}, func(f *trace.Flow) { addPath(f, p) })
+		return true
+	}
+	if gone := c.pastOwner(packet, false); gone != nil {
+		c.amend(gone.at, func(f *trace.Flow) { addPath(f, p) })
+		return true
+	}
+	return false
+}
+
+// amend changes a flow.
+func (c *Correlator) amend(at *place, change func(*trace.Flow)) {
+	if r := at.r; r != nil {
+		change(c.edit(r))
+		c.publish(r)
+		c.arm(r)
+		return
+	}
+	f := *at.flow
+	f.Revision++
+	f.Completed = false
+	change(&f)
+	at.flow = &f
+	c.stats.emitted.Add(1)
+	c.cfg.Emit(&f)
 }
 
 // addPath adds a path to an update being written.
@@ -116,10 +155,46 @@ func addPath(f *trace.Flow, p *trace.Path) {
 	for i := range done.Hops {
 		f.Evidence = f.Evidence.With(done.Hops[i].Source)
 	}
+	relay(f)
+}
+
+// addLeg adds what the userspace proxy's own packet met: one to the endpoint to the
+// path of the client's, an answer as a path of its own.
+func addLeg(f *trace.Flow, p *trace.Path, out bool) {
+	if !out {
+		addPath(f, p)
+		return
+	}
+	relay(f)
+	opening(f).Leg(p)
+	for i := range p.Hops {
+		f.Evidence = f.Evidence.With(p.Hops[i].Source)
+	}
+}
+
+// relay brings what the userspace proxy did up to date in the path of the packet
+// that opened the connection.
+func relay(f *trace.Flow) {
+	if !f.Evidence.Has(trace.Userspace) || opening(f) == nil {
+		return
+	}
+	f.Paths = slices.Clone(f.Paths)
+	opening(f).Relay(f)
+}
+
+// opening is the path of a flow's first packet, nil if that is not known.
+func opening(f *trace.Flow) *trace.Path {
+	for i := range f.Paths {
+		if !f.Paths[i].Reply {
+			return &f.Paths[i]
+		}
+	}
+	return nil
 }
 
 // owner finds the record of a packet: by its tuple, and among the connections
-// that followed each other on that tuple by the initial sequence number.
+// that followed each other on that tuple by the initial sequence number. The
+// userspace proxy does not know that: the newest is taken.
 func (c *Correlator) owner(packet *trace.PacketHeader) *rec {
 	r := c.keys[packet.Tuple]
 	if r == nil {
@@ -130,19 +205,21 @@ func (c *Correlator) owner(packet *trace.PacketHeader) *rec {
 	}
 	for ; r != nil; r = r.older {
 		if (r.picked || r.refused || r.existing) && (r.orig == packet.Tuple || r.reply == packet.Tuple) &&
-			begins(packet, r.isn, r.existing) {
+			(r.f.Evidence.Has(trace.Userspace) || begins(packet, r.isn, r.existing)) {
 			return r
 		}
 	}
 	return nil
 }
 
-// pastOwner finds the flow of a packet among those that have ended.
-func (c *Correlator) pastOwner(packet *trace.PacketHeader) *past {
+// pastOwner finds the flow of a packet among those that have ended, or among those
+// with another leg.
+func (c *Correlator) pastOwner(packet *trace.PacketHeader, leg bool) *past {
 	list := c.past.by[packet.Tuple]
 	for i := len(list) - 1; i >= 0; i-- {
-		if begins(packet, list[i].isn, false) {
-			return list[i]
+		p := list[i]
+		if p.leg == leg && (leg || p.at.latest().Evidence.Has(trace.Userspace) || begins(packet, p.isn, false)) {
+			return p
 		}
 	}
 	return nil

@@ -41,11 +41,14 @@ func (c *Correlator) relayed(e *trace.Event) {
 	case trace.KindTryFailed:
 		a := last(f)
 		a.Outcome, a.Latency = failedTry(e), time.Duration(max(0, e.Time-r.tryBegan()))
+		relay(f)
 		c.publish(r)
 	case trace.KindConnected:
 		r.answerAt = e.Time
 		f.Decision.SourceSeen = e.Relayed.Upstream
 		c.answeredNow(r, f, e.Time)
+		relay(f)
+		c.rememberLeg(r)
 		c.publish(r)
 	case trace.KindRelayEnd:
 		c.relayOver(r, f, e)
@@ -102,6 +105,7 @@ func (c *Correlator) tryAnother(r *rec, f *trace.Flow, e *trace.Event) {
 	c.decide(f, e)
 	r.try(trace.Attempt{Endpoint: f.Backend, Start: when(e.Time), Outcome: tryPending, Latency: -1})
 	r.stateDue = e.Time + int64(c.cfg.UnansweredAfter)
+	relay(f)
 	c.publish(r)
 }
 
@@ -112,6 +116,7 @@ func (c *Correlator) relayOver(r *rec, f *trace.Flow, e *trace.Event) {
 		f.Out, f.In, f.Counted = conntrack.Counters{Bytes: e.Out.Bytes}, conntrack.Counters{Bytes: e.In.Bytes}, true
 	}
 	outcome, why := relayOutcome(r, f, e)
+	relay(f)
 	if r.tcp() && r.answered {
 		// The entry has the counters that all modes show.
 		c.close(r, outcome, why, e.Time+settleWait)

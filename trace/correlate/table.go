@@ -81,7 +81,7 @@ type rec struct {
 	goneState  conntrack.TCPState
 	goneEarly  bool
 
-	past         *past // where paths may come
+	place        *place // for paths that may come
 	older, newer *rec
 	prev, next   *rec
 	in           *recList
@@ -234,8 +234,8 @@ func (c *Correlator) dropReply(r *rec) {
 
 // remove takes r out of everything.
 func (c *Correlator) remove(r *rec) {
-	if r.past != nil {
-		r.past.flow, r.past.r = r.f, nil
+	if r.place != nil {
+		r.place.flow, r.place.r = r.f, nil
 	}
 	c.timers.set(r, 0)
 	r.in.drop(r)
