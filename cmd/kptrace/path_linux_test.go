@@ -270,3 +270,36 @@ func TestPathTree(t *testing.T) {
 		}
 	}
 }
+
+// TestPathsInNFTTables shows rules of a table that iptables does not, with their
+// text, one that came while paths were followed included.
+func TestPathsInNFTTables(t *testing.T) {
+	t.Parallel()
+	w, _ := pathWorld(t, "nft")
+	table := func(name, dport string) {
+		w.run("table inet "+name+" {\n\tchain out {\n\t\ttype filter hook output priority 10;\n\t\ttcp dport "+dport+
+			" counter comment \"of "+name+"\"\n\t}\n}\n", "nft", "-f", "-")
+	}
+	table("guard", "{ 80, 8080 }")
+	f := w.followPaths("nft")
+	met := func(name, text string) func() bool {
+		return func() bool {
+			w.dial(1)
+			for _, flow := range pathFlows(t, completeLines(f.out.String())) {
+				for _, h := range flow.Path {
+					if h.Table == name && h.Chain == "out" && h.Hook == "output" && h.Purpose == "of "+name && strings.HasPrefix(h.Text, text) {
+						return true
+					}
+				}
+			}
+			return false
+		}
+	}
+	eventually(t, 30*time.Second, "the rule of the first table", met("guard", "tcp dport { 80, 8080 } counter comment"))
+	table("later", "8080")
+	eventually(t, 30*time.Second, "the rule of the second table", met("later", "tcp dport 8080 counter comment"))
+	f.stop(syscall.SIGINT)
+}
+
+// completeLines is text without a line that is still being written.
+func completeLines(text string) string { return text[:strings.LastIndexByte(text, '\n')+1] }

@@ -128,6 +128,14 @@ func (t *Tools) run(ctx context.Context, name string, args ...string) (string, e
 	return string(res.Stdout), nil
 }
 
+// NFTText lists a table of nf_tables with the handles of its rules and without counts and
+// the elements of its sets, as nft prints it. family is nft's word, such as "inet".
+func (t *Tools) NFTText(ctx context.Context, family, table string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, saveTimeout)
+	defer cancel()
+	return t.run(ctx, "nft", "-a", "-s", "-t", "list", "table", family, table)
+}
+
 // Save reads one table, or all that exist if table is "". With counters, rules
 // carry what the kernel counted. Running iptables-legacy-save can load modules:
 // asking for a table creates it, asking for all reads only those that are there.

@@ -75,11 +75,57 @@ func TestAgentBesideUpstream(t *testing.T) {
 			a.shows(t, "a refusal", func(f *text.FlowJSON) bool {
 				return f.Service.Name == "none" && f.Outcome == "rejected" && f.Reason == "no-endpoints"
 			})
+			if v.mode == "nftables" {
+				a.showsPath(t, to)
+			}
 			end(t, a.Process)
 			if after := allRules(t, ns, v.flavour); after != before {
 				t.Errorf("the agent left:\n%s\nbefore:\n%s", after, before)
 			}
 		})
+	}
+}
+
+// showsPath wants the rules of nftables on the path of a connection to the Service
+// web, with what they say and mean.
+func (a *agent) showsPath(t *testing.T, to string) {
+	t.Helper()
+	want := map[string]string{"cluster IP of " + namespace + "/web:http": "vmap @service-ips", "pick 1 of 1, p = 1.000": "dnat "}
+	done := make(chan error, 1)
+	var out string
+	go func() {
+		var err error
+		out, err = a.ask("follow", "svc/web", "-n", namespace, "-o", "jsonl", "--packets", "1", "--for", "8s")
+		done <- err
+	}()
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(out) {
+				var f text.FlowJSON
+				if err := json.Unmarshal([]byte(line), &f); err != nil {
+					t.Fatal(err)
+				}
+				for _, h := range f.Path {
+					for purpose, text := range want {
+						if h.Table == "kube-proxy" && strings.HasPrefix(h.Purpose, purpose) && strings.Contains(h.Text, text) {
+							delete(want, purpose)
+						}
+					}
+				}
+			}
+			if len(want) > 0 {
+				t.Errorf("no path has %v:\n%s", want, out)
+			}
+			return
+		case <-time.After(300 * time.Millisecond):
+			if err := reaches(a.ns, to); err != nil {
+				t.Errorf("%s: %v", to, err)
+			}
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/kptrace/kptrace/proxy/liverules/nftables"
 	"github.com/kptrace/kptrace/trace"
 )
 
@@ -105,6 +106,14 @@ func (b *builder) hit(h *seen) {
 
 // rule fills in what is known of a rule.
 func (b *builder) rule(hop *trace.Hop, found *Found) {
+	if found.Native {
+		hop.Rule, hop.Text = found.Number, found.Text
+		if found.Effect != "" {
+			hop.Verdict = found.Effect
+		}
+		hop.Purpose = nftables.Meaning(hop.Chain, found.Text, hop.Target, b.j.cfg.Names.endpoint)
+		return
+	}
 	if found.Rule == nil {
 		if found.Note != "" {
 			hop.Purpose = found.Note

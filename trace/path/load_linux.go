@@ -57,12 +57,12 @@ func load(ctx context.Context, cfg LoadConfig) (*Generation, error) {
 	if cfg.Flavour == xtables.Legacy {
 		g.Source = trace.LegacyTrace
 	}
-	families := []xtables.Family{xtables.IPv4}
+	versions := []xtables.Family{xtables.IPv4}
 	if cfg.IPv6 {
-		families = append(families, xtables.IPv6)
+		versions = append(versions, xtables.IPv6)
 	}
 	var all []*xtables.Ruleset
-	for _, fa := range families {
+	for _, fa := range versions {
 		rs, err := cfg.Tools.Save(ctx, cfg.Flavour, fa, "", false)
 		if err != nil {
 			return nil, fmt.Errorf("path: reading the live rules: %w", err)
@@ -83,12 +83,34 @@ func load(ctx context.Context, cfg LoadConfig) (*Generation, error) {
 		return nil, fmt.Errorf("path: %w", err)
 	}
 	g.handles(rules)
+	g.list(ctx, &cfg.Tools, rules)
 	for _, h := range hooks {
 		if int(h.Hook) < len(hookNames) {
 			g.Hooks[ChainKey{h.Family, h.Table, h.Chain}] = hookNames[h.Hook]
 		}
 	}
 	return g, nil
+}
+
+// maxNative bounds how many tables are listed by nft.
+const maxNative = 32
+
+// list reads the tables that have rules and that iptables does not show.
+func (g *Generation) list(ctx context.Context, tools *xtables.Tools, rules []xtables.NFTRule) {
+	seen := map[ChainKey]bool{}
+	for _, r := range rules {
+		t := ChainKey{Family: r.Family, Table: r.Table}
+		if seen[t] || len(seen) == maxNative || families[r.Family] == "" || g.Rules[r.Family].Table(r.Table) != nil {
+			continue
+		}
+		seen[t] = true
+		text, err := tools.NFTText(ctx, families[r.Family], r.Table)
+		if err != nil {
+			g.Unlisted = fmt.Sprintf("table %s %s could not be listed: %v", families[r.Family], r.Table, err)
+			continue
+		}
+		g.native(text)
+	}
 }
 
 // handles pairs handles with the rules that iptables-save prints, by their place

@@ -9,6 +9,7 @@ import (
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/liverules"
+	"github.com/kptrace/kptrace/proxy/liverules/nftables"
 	"github.com/kptrace/kptrace/trace"
 )
 
@@ -23,6 +24,9 @@ type Found struct {
 	// as in xtables.Step.
 	Number       uint64
 	Text, Effect string
+	// Native says that Text is nft's, of a table that iptables does not show: there
+	// is no Rule then, and Effect is empty unless it translates.
+	Native bool
 	// Chain are all rules of its chain, Program what they mean.
 	Chain   []*xtables.Rule
 	Program *liverules.Program
@@ -69,6 +73,10 @@ type Generation struct {
 	Rules map[uint8]*xtables.Ruleset
 	// Index gives the place of each rule of nf_tables in its chain, from 0.
 	Index map[HandleKey]int
+	// Native are the rules of tables that iptables does not show, Unlisted why some
+	// of these could not be read, if so.
+	Native   map[HandleKey]nftables.Listed
+	Unlisted string
 	// Hooks are the hooks of built-in chains with names of their own.
 	Hooks map[ChainKey]string
 	// Program is what the rules mean.
@@ -157,9 +165,16 @@ func (r *Rules) byHandle(h *trace.RuleHit) Found {
 		if at, ok := r.gens[i].Index[key]; ok {
 			return r.gens[i].find(h, at)
 		}
+		if l, ok := r.gens[i].Native[key]; ok {
+			return Found{Native: true, Number: l.Number, Text: l.Text, Effect: nftables.Effect(l.Text)}
+		}
 	}
 	if newest := r.gens[len(r.gens)-1]; newest.From > h.Time {
-		return Found{Note: fmt.Sprintf("rule %d, which iptables does not show, or which was gone before it could be read", h.Handle)}
+		note := fmt.Sprintf("rule %d, which iptables does not show, or which was gone before it could be read", h.Handle)
+		if newest.Unlisted != "" {
+			note = fmt.Sprintf("rule %d: %s", h.Handle, newest.Unlisted)
+		}
+		return Found{Note: note}
 	}
 	r.stale = true
 	return Found{Later: true, Note: fmt.Sprintf("rule %d, which is newer than the rules as they were read", h.Handle)}
@@ -173,6 +188,25 @@ func (r *Rules) at(t int64) *Generation {
 		}
 	}
 	return r.gens[0]
+}
+
+// native adds the rules of a table as nft -a lists them.
+func (g *Generation) native(text string) {
+	if g.Native == nil {
+		g.Native = map[HandleKey]nftables.Listed{}
+	}
+	for _, l := range nftables.List(text) {
+		for family, word := range families {
+			if word == l.Family {
+				g.Native[HandleKey{family, l.Table, l.Chain, l.Handle}] = l
+			}
+		}
+	}
+}
+
+// families are nft's words for the families of tables.
+var families = map[uint8]string{ //nolint:gochecknoglobals // a table
+	1: "inet", nfnl.FamilyIPv4: "ip", 3: "arp", 5: "netdev", 7: "bridge", nfnl.FamilyIPv6: "ip6",
 }
 
 // find takes the rule with an index from 0 in its chain.
