@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strings"
@@ -108,8 +109,12 @@ func (f *bugreportFlags) run(ctx context.Context, out, talk io.Writer) error {
 			return usageErr(fmt.Errorf("%d nodes run here: say which by --socket", len(clients)))
 		}
 		err = r.ask(clients[0], f.duration, tracing)
-	case errors.Is(err, relay.ErrNotRunning) && len(f.sockets) == 0 && os.Getenv("KPTRACE_SOCKET") == "":
+	case len(f.sockets) > 0 || os.Getenv("KPTRACE_SOCKET") != "": // those were meant
+	case errors.Is(err, relay.ErrNotRunning):
 		fmt.Fprintln(talk, "note: no kptrace runs here: this is what the kernel says")
+		err = r.look()
+	case errors.Is(err, fs.ErrPermission):
+		fmt.Fprintf(talk, "note: this is what the kernel says, for %v\n", err)
 		err = r.look()
 	}
 	if err != nil {

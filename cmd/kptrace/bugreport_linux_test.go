@@ -204,7 +204,7 @@ func TestBugreportOfAKernel(t *testing.T) {
 	w.env = append(w.env, "KPTRACE_SOCKET=", "XDG_RUNTIME_DIR="+w.dir)
 	file := filepath.Join(w.dir, "report.tar.gz")
 	code, _, talk := w.kptrace("bugreport", "-o", file)
-	if code != 0 || !strings.Contains(talk, "no kptrace runs here") || !strings.Contains(talk, "without recording.ktr") {
+	if code != 0 || !strings.Contains(talk, "this is what the kernel says") || !strings.Contains(talk, "without recording.ktr") {
 		t.Fatalf("exit %d, %s", code, talk)
 	}
 	files := unpacked(t, file)

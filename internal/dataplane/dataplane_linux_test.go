@@ -91,7 +91,9 @@ func TestFlowtables(t *testing.T) {
 }
 
 // TestPrograms loads eBPF programs, in a guest, where any user may.
-func TestPrograms(t *testing.T) { guesttest.Group(t, programs) }
+func TestPrograms(t *testing.T) {
+	guesttest.Group(t, func(t *testing.T) { t.Run("are known by name", programs) })
+}
 
 // programs loads one at a device, and one at no device, known by name.
 func programs(t *testing.T) {
