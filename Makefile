@@ -53,7 +53,7 @@ lint: ## golangci-lint, pinned; the first run builds it
 bench: deps ## every benchmark, one package after the other
 	@$(ENV) go test -run '^$$' -bench . -benchmem $(if $(BENCH_SHORT),-benchtime 1x) -timeout 20m -p 1 ./...
 
-bench-sync: deps build ## syncs at 1,000 and 5,000 Services beside their floor and upstream, as root, about 12 min on an idle machine; QUICK=1 sees that it works
+bench-sync: deps build ## syncs at 1,000 and 5,000 Services beside their floor and upstream, as root, about 10 min on an idle machine; QUICK=1 sees that it works
 	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go run ./test/benchsync $(if $(QUICK),-quick) $(if $(LOCK),-lock '$(LOCK)')
 
 bench-ipvs: deps build ## mode ipvs beside upstream's at 50, 200 and 1,000 Services, in a guest (user-mode Linux), 15 to 60 min; QUICK=1 sees that it works
