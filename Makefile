@@ -56,7 +56,7 @@ bench: deps ## every benchmark, one package after the other
 bench-sync: deps build ## syncs at 1,000 and 5,000 Services beside their floor and upstream, as root, about 10 min on an idle machine; QUICK=1 sees that it works
 	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go run ./test/benchsync $(if $(QUICK),-quick) $(if $(LOCK),-lock '$(LOCK)')
 
-bench-ipvs: deps build ## mode ipvs beside upstream's at 50, 200 and 1,000 Services, in a guest (user-mode Linux), 15 to 60 min; QUICK=1 sees that it works
+bench-ipvs: deps build ## mode ipvs beside upstream's at 50, 200 and 1,000 Services, in a guest (user-mode Linux), about 11 min on an idle machine; QUICK=1 sees that it works
 	@$(ENV) KPTRACE_CONTROLPLANE=$$(scripts/controlplane.sh) && export KPTRACE_CONTROLPLANE && go run ./test/benchsync -ipvs -limit 10m $(if $(QUICK),-quick)
 
 bench-userspace: deps build ## 5,000 relayed connections, throughput beside direct, connections per second beside iptables mode, about 2 min

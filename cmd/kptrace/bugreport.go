@@ -124,6 +124,11 @@ func (f *bugreportFlags) run(ctx context.Context, out, talk io.Writer) error {
 	if err := r.write(&b, level, made); err != nil {
 		return err
 	}
+	for _, file := range r.files {
+		if file.Why != "" {
+			fmt.Fprintf(talk, "note: without %s: %s\n", file.Name, file.Why)
+		}
+	}
 	name := f.output
 	if name == "-" {
 		_, err = out.Write(b.Bytes())
@@ -134,11 +139,6 @@ func (f *bugreportFlags) run(ctx context.Context, out, talk io.Writer) error {
 	}
 	if err := os.WriteFile(name, b.Bytes(), 0o600); err != nil {
 		return err
-	}
-	for _, file := range r.files {
-		if file.Why != "" {
-			fmt.Fprintf(talk, "note: without %s: %s\n", file.Name, file.Why)
-		}
 	}
 	what := map[redact.Level]string{
 		redact.None: "names and addresses are in it as they are", redact.Names: "names and public addresses are replaced",
@@ -243,12 +243,17 @@ func (r *report) look() error {
 	}
 	r.node, _ = nodeName("")
 	r.files = append(r.files, node.Collect(r.ctx)...)
+	why := ""
 	for i := range r.files {
-		if r.files[i].Why == "" && strings.HasPrefix(r.files[i].Name, bundle.RulesDir) {
+		switch f := &r.files[i]; {
+		case !strings.HasPrefix(f.Name, bundle.RulesDir):
+		case f.Why == "":
 			return nil
+		case why == "":
+			why = f.Why
 		}
 	}
-	return fmt.Errorf("no kptrace runs here, and no rules can be read: %s", r.files[len(r.files)-1].Why)
+	return fmt.Errorf("no kptrace runs here, and no rules can be read, which takes root: %s", why)
 }
 
 // write redacts and writes it.
