@@ -52,6 +52,16 @@ type Handler struct {
 // is readable, lets messages gather for a tick, and drains the socket without
 // ever blocking on a single message. It does not allocate once it runs.
 func (s *Socket) Receive(ctx context.Context, h Handler) error {
+	if len(s.early) > 0 {
+		h.Data(s.early, time.Now().UnixNano())
+		s.early = nil
+	}
+	return ReceiveFrom(ctx, s.fd, h)
+}
+
+// ReceiveFrom is Receive for a socket that somebody else opened, such as a
+// library, and that does not block.
+func ReceiveFrom(ctx context.Context, fd int, h Handler) error {
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("nfnl: making an eventfd: %w", err)
@@ -71,11 +81,7 @@ func (s *Socket) Receive(ctx context.Context, h Handler) error {
 	if h.Tick == 0 {
 		h.Tick = DefaultTick
 	}
-	l := &loop{Handler: h, fd: s.fd, stop: stop, buf: make([]byte, bufferLen)}
-	if len(s.early) > 0 {
-		h.Data(s.early, time.Now().UnixNano())
-		s.early = nil
-	}
+	l := &loop{Handler: h, fd: fd, stop: stop, buf: make([]byte, bufferLen)}
 	return l.run(ctx)
 }
 

@@ -121,11 +121,21 @@ func (s *Socket) Drain(f func(data []byte)) (overrun bool, err error) {
 	if s.answers == nil {
 		s.answers = make([]byte, maxDatagram)
 	}
+	return drainFrom(s.fd, s.answers, f)
+}
+
+// DrainFrom is Drain for a socket that somebody else opened and that does not
+// block.
+func DrainFrom(fd int, f func(data []byte)) (overrun bool, err error) {
+	return drainFrom(fd, make([]byte, maxDatagram), f)
+}
+
+func drainFrom(fd int, buf []byte, f func(data []byte)) (overrun bool, err error) {
 	for {
-		n, err := unix.Read(s.fd, s.answers)
+		n, err := unix.Read(fd, buf)
 		switch {
 		case err == nil && n > 0:
-			f(s.answers[:n])
+			f(buf[:n])
 		case err == nil, errors.Is(err, unix.EAGAIN):
 			return overrun, nil
 		case errors.Is(err, unix.ENOBUFS):

@@ -4,8 +4,8 @@
 // group 0 of nfnetlink_log. The prefix of a report is
 // "TRACE: table:chain:rule|return|policy:number ".
 //
-// The group is read by go-nflog: the kernel does not batch these reports, and
-// they come only while somebody follows paths.
+// go-nflog opens, binds and configures the socket; it is read here. The kernel does
+// not batch these reports, whatever is configured.
 //
 // Everything else in the namespace that logs through nf_log without choosing a
 // group arrives here as well while the sysctl is set, and is counted as foreign.

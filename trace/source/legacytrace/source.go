@@ -17,7 +17,7 @@ type Config struct {
 }
 
 // Source reads the traces of one network namespace. It implements
-// trace.Source. Its Frames hold one nfnetlink_log message each.
+// trace.Source. Its Frames hold nfnetlink_log messages as the kernel sent them.
 type Source struct {
 	config  Config
 	decoder *Decoder

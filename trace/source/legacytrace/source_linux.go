@@ -2,7 +2,6 @@ package legacytrace
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -19,13 +18,25 @@ import (
 // group is where TRACE reports.
 const group = 0
 
+// How long reports gather: a packet's come within microseconds. A small buffer is
+// full before that; there each wait has to be as short as can be.
+const (
+	tick      = 2 * time.Millisecond
+	shortTick = 50 * time.Microsecond
+	small     = 8 << 20
+)
+
 // lookEvery is how often the kernel is asked what it dropped.
 const lookEvery = 200 * time.Millisecond
 
 // Run reads the traces of the calling thread's network namespace until ctx
-// ends. It calls ready when the group is bound. The sysctl that sends traces
-// there is the caller's. It needs CAP_NET_ADMIN in the namespace and any kernel
-// with nfnetlink_log.
+// ends, and what the kernel sent until then. It calls ready when the group is
+// bound and read. The sysctl that sends traces there is the caller's. It needs
+// CAP_NET_ADMIN in the namespace and any kernel with nfnetlink_log.
+//
+// go-nflog opens, binds and configures the socket. What arrives is read from that
+// socket as other sources read theirs: the library takes 15 µs for a report, and
+// the kernel makes one in 2.
 func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -35,58 +46,80 @@ func (s *Source) Run(ctx context.Context, ready func(), emit func(trace.Frame)) 
 	if err != nil {
 		return fmt.Errorf("legacytrace: opening group %d: %w", group, err)
 	}
-	if err := s.buffer(nf); err != nil {
-		_ = nf.Close()
-		return err
-	}
-	reading, stop := context.WithCancel(ctx)
-	defer stop()
-	failed := make(chan error, 1)
-	var msg, attrs []byte
-	packet := func(a gonflog.Attribute) int {
-		if reading.Err() != nil {
-			return 1
-		}
-		msg, attrs = encode(msg[:0], attrs[:0], &a)
-		s.tally.Events(1)
-		s.tally.Frame(len(msg))
-		emit(trace.Frame{Source: trace.LegacyTrace, Time: time.Now().UnixNano(), Data: msg})
-		return 0
-	}
-	broken := func(err error) int {
-		switch {
-		case reading.Err() != nil:
-			return 1
-		case errors.Is(err, unix.ENOBUFS):
-			s.tally.Overrun()
-			return 0
-		case errors.Is(err, unix.EINTR), errors.Is(err, os.ErrDeadlineExceeded):
-			return 0
-		}
-		failed <- err
-		return 1
-	}
-	// It binds before it returns and reads in the background from then on.
-	if err := nf.RegisterWithErrorFunc(reading, packet, broken); err != nil {
-		stop()
-		_ = nf.Close()
-		return fmt.Errorf("legacytrace: binding group %d, which one program at a time can have: %w", group, err)
-	}
-	port, err := portID(nf)
-	if err == nil {
-		ready()
-		err = s.watch(ctx, failed, &nfnl.Drops{
-			Count: func() (uint32, error) { return nfnl.DropsOf(port) },
-			Since: time.Now().UnixNano(),
-			Report: func(from, to int64, n uint64) {
-				s.tally.Lose(from, to, n, "kernel") // each is a datagram of its own
-			},
-		})
-	}
-	stop()
+	err = s.run(ctx, nf, ready, emit)
 	if closeErr := nf.Close(); err == nil && closeErr != nil {
 		err = fmt.Errorf("legacytrace: closing group %d: %w", group, closeErr)
 	}
+	return err
+}
+
+func (s *Source) run(ctx context.Context, nf *gonflog.Nflog, ready func(), emit func(trace.Frame)) error {
+	if err := s.buffer(nf); err != nil {
+		return err
+	}
+	port, err := portID(nf)
+	if err != nil {
+		return err
+	}
+	library, stop := context.WithCancel(context.Background())
+	defer stop()
+	ended := make(chan error, 1)
+	early := func(gonflog.Attribute) int {
+		now := time.Now().UnixNano()
+		s.tally.Lose(now, now, 1, "before reading began")
+		return 0
+	}
+	// The library reads in the background until its wait is interrupted, and asks
+	// then what to do: that is where we read in its place.
+	interrupted := func(err error) int {
+		switch {
+		case errors.Is(err, unix.ENOBUFS):
+			s.tally.Overrun()
+			return 0
+		case errors.Is(err, unix.EINTR):
+			return 0
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			err = s.read(ctx, nf, ready, emit)
+		}
+		ended <- err
+		return 1
+	}
+	if err := nf.RegisterWithErrorFunc(library, early, interrupted); err != nil {
+		return fmt.Errorf("legacytrace: binding group %d, which one program at a time can have: %w", group, err)
+	}
+	if err := nf.Con.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		return fmt.Errorf("legacytrace: taking over the socket: %w", err)
+	}
+	return s.watch(ended, &nfnl.Drops{
+		Count: func() (uint32, error) { return nfnl.DropsOf(port) },
+		Since: time.Now().UnixNano(),
+		Report: func(from, to int64, n uint64) {
+			s.tally.Lose(from, to, n, "kernel") // each is a datagram of its own
+		},
+	})
+}
+
+// read reads the socket until ctx ends.
+func (s *Source) read(ctx context.Context, nf *gonflog.Nflog, ready func(), emit func(trace.Frame)) error {
+	data := func(b []byte, now int64) {
+		s.tally.Events(nfnl.CountMessages(b))
+		s.tally.Frame(len(b))
+		emit(trace.Frame{Source: trace.LegacyTrace, Time: now, Data: b})
+	}
+	wait := tick
+	if s.Stats().ReceiveBuffer < small {
+		wait = shortTick
+	}
+	_, err := control(nf, func(fd int) (int, error) {
+		ready()
+		err := nfnl.ReceiveFrom(ctx, fd, nfnl.Handler{
+			Tick: wait, Data: data, Overrun: func(int64) { s.tally.Overrun() },
+		})
+		if err == nil { // what was sent before the end
+			_, err = nfnl.DrainFrom(fd, func(b []byte) { data(b, time.Now().UnixNano()) })
+		}
+		return 0, err
+	})
 	return err
 }
 
@@ -128,20 +161,22 @@ func control(nf *gonflog.Nflog, f func(fd int) (int, error)) (n int, err error) 
 	return n, nil
 }
 
-// watch looks at the drops now and then, until ctx ends or reading has failed.
-func (s *Source) watch(ctx context.Context, failed <-chan error, d *nfnl.Drops) error {
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
+// watch looks at the drops now and then, until reading has ended.
+func (s *Source) watch(ended <-chan error, d *nfnl.Drops) error {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	for {
+		var err error
 		done := false
 		select {
-		case <-ctx.Done():
+		case err = <-ended:
 			done = true
-		case err := <-failed:
-			return fmt.Errorf("legacytrace: reading group %d: %w", group, err)
-		case <-tick.C:
+		case <-look.C:
 		}
 		d.Look(time.Now().UnixNano())
+		if err != nil {
+			return fmt.Errorf("legacytrace: reading group %d: %w", group, err)
+		}
 		if err := d.Err(); err != nil {
 			return fmt.Errorf("legacytrace: %w", err)
 		}
@@ -149,33 +184,4 @@ func (s *Source) watch(ctx context.Context, failed <-chan error, d *nfnl.Drops) 
 			return nil
 		}
 	}
-}
-
-// encode makes a nfnetlink_log message of what go-nflog has taken apart, so that
-// a Frame is bytes like those of other sources.
-func encode(msg, attrs []byte, a *gonflog.Attribute) (m, scratch []byte) {
-	be := binary.BigEndian
-	if a.Hook != nil {
-		attrs = nfnl.AppendAttr(attrs, attrPacketHdr, 0, 0, *a.Hook, 0)
-	}
-	for _, n := range []struct {
-		typ uint16
-		v   *uint32
-	}{{attrMark, a.Mark}, {attrInDev, a.InDev}, {attrOutDev, a.OutDev}, {attrPhysIn, a.PhysInDev}, {attrPhysOut, a.PhysOutDev}} {
-		if n.v != nil {
-			attrs = nfnl.AppendAttr(attrs, n.typ, be.AppendUint32(nil, *n.v)...)
-		}
-	}
-	if a.Timestamp != nil {
-		ns := a.Timestamp.UnixNano()
-		stamp := be.AppendUint64(nil, uint64(ns/1e9))
-		attrs = nfnl.AppendAttr(attrs, attrTimestamp, be.AppendUint64(stamp, uint64(ns%1e9/1000))...)
-	}
-	if a.Payload != nil {
-		attrs = nfnl.AppendAttr(attrs, attrPayload, *a.Payload...)
-	}
-	if a.Prefix != nil {
-		attrs = nfnl.AppendAttr(attrs, attrPrefix, append([]byte(*a.Prefix), 0)...)
-	}
-	return nfnl.AppendMessage(msg, typePacket, 0, 0, nfnl.FamilyUnspec, group, attrs), attrs
 }
