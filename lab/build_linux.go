@@ -85,7 +85,7 @@ func (w *world) addSpace(plan Space) error {
 	if err := s.nl.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: plan.Bridge}}); err != nil {
 		return fmt.Errorf("adding bridge %s: %w", plan.Bridge, err)
 	}
-	return s.up(plan.Bridge, "")
+	return s.up(End{Dev: plan.Bridge})
 }
 
 func (w *world) addLink(l Link) error {
@@ -97,29 +97,34 @@ func (w *world) addLink(l Link) error {
 	if err := a.nl.LinkAdd(veth); err != nil {
 		return fmt.Errorf("adding veth pair %s, %s: %w", l.A.Dev, l.B.Dev, err)
 	}
-	if err := b.up(l.B.Dev, l.B.Master); err != nil {
+	if err := b.up(l.B); err != nil {
 		return err
 	}
-	return a.up(l.A.Dev, l.A.Master)
+	return a.up(l.A)
 }
 
-// up brings a device up, in a bridge if master is set.
-func (s *space) up(dev, master string) error {
-	link, err := s.nl.LinkByName(dev)
+// up brings a device up, in its bridge if it has one.
+func (s *space) up(e End) error {
+	link, err := s.nl.LinkByName(e.Dev)
 	if err != nil {
-		return fmt.Errorf("finding %s: %w", dev, err)
+		return fmt.Errorf("finding %s: %w", e.Dev, err)
 	}
-	if master != "" {
-		bridge, err := s.nl.LinkByName(master)
+	if e.Master != "" {
+		bridge, err := s.nl.LinkByName(e.Master)
 		if err != nil {
-			return fmt.Errorf("finding %s: %w", master, err)
+			return fmt.Errorf("finding %s: %w", e.Master, err)
 		}
 		if err := s.nl.LinkSetMaster(link, bridge); err != nil {
-			return fmt.Errorf("putting %s into %s: %w", dev, master, err)
+			return fmt.Errorf("putting %s into %s: %w", e.Dev, e.Master, err)
+		}
+	}
+	if e.Hairpin {
+		if err := s.nl.LinkSetHairpin(link, true); err != nil {
+			return fmt.Errorf("letting %s send packets back: %w", e.Dev, err)
 		}
 	}
 	if err := s.nl.LinkSetUp(link); err != nil {
-		return fmt.Errorf("bringing %s up: %w", dev, err)
+		return fmt.Errorf("bringing %s up: %w", e.Dev, err)
 	}
 	return nil
 }

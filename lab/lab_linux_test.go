@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/kptrace/kptrace/internal/exec"
 )
 
@@ -103,10 +105,25 @@ func within(t *testing.T, d time.Duration) context.Context {
 }
 
 // Every pod reaches every other, by its own address, and clients report what
-// happened to each connection.
+// happened to each connection, with pods routed to and on a bridge.
 func TestTraffic(t *testing.T) {
+	for _, opt := range []Options{{}, {Bridge: true}} {
+		t.Run(fmt.Sprintf("bridge=%t", opt.Bridge), func(t *testing.T) { testTraffic(t, opt) })
+	}
+}
+
+func testTraffic(t *testing.T, opt Options) {
 	got := make(chan Report, 1000)
-	l := startLab(t, twoNodes, Config{Report: func(r Report) { got <- r }})
+	l := startLab(t, twoNodes, Config{Options: opt, Report: func(r Report) { got <- r }})
+	if err := l.Do(NodeSpace("node1"), func() error {
+		_, err := netlink.LinkByName("cni0")
+		if found := err == nil; found != opt.Bridge {
+			return fmt.Errorf("cni0 is there: %t", found)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
 	ctx := within(t, 20*time.Second)
 	if err := l.StartTraffic(ctx); err != nil {
 		t.Fatal(err)

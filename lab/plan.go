@@ -30,7 +30,11 @@ type Space struct {
 type Link struct{ A, B End }
 
 // End is one end of a Link: a device in a Space, in a bridge if Master is set.
-type End struct{ Space, Dev, Master string }
+// Hairpin lets the bridge send a packet back to where it came from.
+type End struct {
+	Space, Dev, Master string
+	Hairpin            bool
+}
 
 // Addr puts an address on a device.
 type Addr struct {
@@ -58,12 +62,16 @@ type Options struct {
 	// KernelTimeouts keeps the kernel's own conntrack timeouts on nodes. Else
 	// they are shortened, so that the end of connections can be watched.
 	KernelTimeouts bool
+	// Bridge hangs the pods of a node on a bridge, as the bridge plugin of CNI
+	// does, and has the node's netfilter see what crosses it.
+	Bridge bool
 }
 
 const (
 	lanSpace  = "lan"
 	lanBridge = "br0"
 	podDev    = "eth0"
+	podBridge = "cni0"
 )
 
 // NodeSpace and PodSpace name the namespaces of nodes and pods.
@@ -76,7 +84,8 @@ func PodSpace(namespace, pod string) string { return "pod/" + namespace + "/" + 
 //
 // Every pod has a /32 on its end of a veth pair and a default route through
 // its node, which holds the first address of its pod range on the other end,
-// as the ptp plugin of CNI does it, and a route to each pod. Nodes route each
+// as the ptp plugin of CNI does it, and a route to each pod; with Options.Bridge it
+// has its range's mask, and the node the first address on a bridge. Nodes route each
 // other's pods over the LAN. Their default route leads to the LAN's own
 // address, where nothing is forwarded, so that a packet to an address of a
 // Service has a route, and dies there if no rule turned it elsewhere.
@@ -111,7 +120,7 @@ func Plan(c *Cluster, opt Options) (*Topology, error) {
 				s.Routes = append(s.Routes, Route{o.PodCIDR, o.Addr, podDev})
 			}
 		}
-		pods := t.addPods(c, n, &s)
+		pods := t.addPods(c, n, &s, opt)
 		t.Spaces = append(append(t.Spaces, s), pods...)
 	}
 	for i := range c.Pods {
@@ -125,8 +134,12 @@ func Plan(c *Cluster, opt Options) (*Topology, error) {
 }
 
 // addPods links a node's pods to it and returns their spaces.
-func (t *Topology) addPods(c *Cluster, n *Node, s *Space) []Space {
+func (t *Topology) addPods(c *Cluster, n *Node, s *Space, opt Options) []Space {
 	gw := gateway(n.PodCIDR)
+	if opt.Bridge {
+		s.Bridge = podBridge
+		s.Addrs = append(s.Addrs, Addr{podBridge, netip.PrefixFrom(gw, n.PodCIDR.Bits())})
+	}
 	var pods []Space
 	for i := range c.Pods {
 		p := &c.Pods[i]
@@ -135,14 +148,20 @@ func (t *Topology) addPods(c *Cluster, n *Node, s *Space) []Space {
 		}
 		space := PodSpace(p.Namespace, p.Name)
 		dev := devName("veth", space)
-		t.Links = append(t.Links, Link{A: End{Space: space, Dev: podDev}, B: End{Space: s.Name, Dev: dev}})
-		s.Addrs = append(s.Addrs, Addr{dev, host(gw)})
-		s.Routes = append(s.Routes, Route{Dst: host(p.Addr), Dev: dev})
+		end, addr, near := End{Space: s.Name, Dev: dev}, host(p.Addr), host(gw)
+		if opt.Bridge {
+			end.Master, end.Hairpin = podBridge, true
+			addr, near = netip.PrefixFrom(p.Addr, n.PodCIDR.Bits()), n.PodCIDR
+		} else {
+			s.Addrs = append(s.Addrs, Addr{dev, host(gw)})
+			s.Routes = append(s.Routes, Route{Dst: host(p.Addr), Dev: dev})
+		}
+		t.Links = append(t.Links, Link{A: End{Space: space, Dev: podDev}, B: end})
 		pods = append(pods, Space{
 			Name: space, Sysctls: clientSysctls(),
-			Addrs: []Addr{{podDev, host(p.Addr)}},
+			Addrs: []Addr{{podDev, addr}},
 			Routes: []Route{
-				{Dst: host(gw), Dev: podDev},
+				{Dst: near, Dev: podDev},
 				{netip.PrefixFrom(netip.IPv4Unspecified(), 0), gw, podDev},
 			},
 		})

@@ -13,6 +13,9 @@ func hostSysctls() []Sysctl {
 
 func nodeSysctls(opt Options) []Sysctl {
 	list := append(hostSysctls(), Sysctl{"net/ipv4/ip_forward", "1", false})
+	if opt.Bridge {
+		list = append(list, Sysctl{"net/bridge/bridge-nf-call-iptables", "1", false})
+	}
 	if opt.KernelTimeouts {
 		return list
 	}

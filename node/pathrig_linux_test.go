@@ -20,6 +20,7 @@ import (
 	"github.com/kptrace/kptrace/trace/selection"
 	"github.com/kptrace/kptrace/trace/source/legacytrace"
 	"github.com/kptrace/kptrace/trace/source/nftrace"
+	"github.com/kptrace/kptrace/trace/source/wire"
 )
 
 // pathRig traces all packets to Services in a node's namespace and joins what it
@@ -34,6 +35,8 @@ type pathRig struct {
 	rules   path.Rules
 	sel     *selection.Selection
 	frames  frameQueue
+	devices devices
+	wire    *wire.Source
 
 	mu     sync.Mutex // guards what follows
 	joiner *path.Joiner
@@ -66,7 +69,7 @@ func newPathRigOf(t *testing.T, ns *netns.NS, fl xtables.Flavour, six bool, buff
 		}
 	}
 	r.joiner = path.New(path.Config{
-		Rules: r.rules.Find, Hook: r.rules.Hook, IPVS: r.rules.IPVS, Own: selection.Owns,
+		Rules: r.rules.Find, Hook: r.rules.Hook, IPVS: r.rules.IPVS, Own: selection.Owns, Device: r.device,
 		Emit: func(j path.Joined) { r.joined = append(r.joined, j) },
 	})
 	r.sel = selection.New(selection.Config{Tools: r.tools, Flavour: fl, IPv6: six, Timeout: time.Minute})
@@ -115,12 +118,48 @@ func (r *pathRig) join() {
 	defer r.mu.Unlock()
 	var hits []trace.RuleHit
 	for _, f := range r.frames.take() {
+		if f.Source == trace.Wire {
+			for _, s := range r.wire.Decoder().Decode(f, nil) {
+				r.joiner.Sighting(&s, f.Time)
+			}
+			continue
+		}
 		hits = r.source.hits().DecodeHits(f, hits[:0])
 		for i := range hits {
 			r.joiner.Hit(&hits[i], f.Time)
 		}
 	}
 	r.joiner.Advance(time.Now())
+}
+
+// device names an interface of the node.
+func (r *pathRig) device(index uint32) (name string) {
+	r.must(r.ns.Do(func() error { name = r.devices.name(index); return nil }))
+	return name
+}
+
+// watchWire looks at the devices too.
+func (r *pathRig) watchWire() {
+	r.t.Helper()
+	r.wire = wire.New(wire.Config{Ports: []uint16{80, 8080}})
+	ctx, stop := context.WithCancel(context.Background())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- r.ns.Do(func() error {
+			return r.wire.Run(ctx, sync.OnceFunc(func() { close(ready) }), r.frames.put)
+		})
+	}()
+	r.t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			r.t.Error(err)
+		}
+	})
+	select {
+	case <-ready:
+	case err := <-ended:
+		r.t.Fatal(err)
+	}
 }
 
 // follow selects all Services of a snapshot and reads the rules that are live.

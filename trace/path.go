@@ -3,6 +3,7 @@ package trace
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kptrace/kptrace/conntrack"
@@ -64,8 +65,9 @@ const (
 // Hop is one thing a packet met on its way.
 type Hop struct {
 	Kind HopKind
-	// Hook is prerouting, input, forward, output or postrouting; for HopWire
-	// "in" or "out". Table and Chain are empty where there are none.
+	// Hook is prerouting, input, forward, output or postrouting, with BridgeHook
+	// before it where it is a bridge's; for HopWire "in" or "out". Table and Chain
+	// are empty where there are none.
 	Hook, Table, Chain string
 	// Rule is the rule's number in its chain from 1, Handle that of nf_tables;
 	// 0 where unknown or where there is none. A chain's end has the number
@@ -97,6 +99,14 @@ type Hop struct {
 	Source SourceID
 }
 
+// BridgeHook begins the name of a hook at which a bridge's own rules stand (tables
+// of the family bridge, ebtables), whatever is in the packets. In and Out of such
+// a Hop are ports.
+const BridgeHook = "bridge "
+
+// Bridge reports whether a hop is of a bridge's own rules.
+func (h *Hop) Bridge() bool { return strings.HasPrefix(h.Hook, BridgeHook) }
+
 // Change is one field of a packet that a hop changed.
 type Change struct {
 	// Field is src, dst (address and port), mark, ttl or tos.
@@ -113,13 +123,17 @@ type Step struct {
 }
 
 // Steps returns the rules a packet met, in order: rules that matched and ends of
-// chains. Policies of chains that hold no rule of interest, the wire and other
-// kinds of hops are left out, so that what remains of a predicted and of an
-// observed path is the same if the prediction holds.
+// chains. Policies of chains that hold no rule of interest, the wire, rules of
+// bridges, which are not predicted, and other kinds of hops are left out, so that
+// what remains of a predicted and of an observed path is the same if the prediction
+// holds.
 func (p *Path) Steps() []Step {
 	var steps []Step
 	for i := range p.Hops {
 		h := &p.Hops[i]
+		if h.Bridge() {
+			continue
+		}
 		switch h.Kind {
 		case HopRule, HopEnd:
 			steps = append(steps, Step{h.Hook, h.Table, h.Chain, h.Text, h.Verdict})
@@ -188,7 +202,7 @@ func (p *Path) Complete(orig, reply conntrack.Tuple) {
 		p.Hops = hops
 	}
 	last := p.Hops[len(p.Hops)-1]
-	if p.Left.IsZero() && last.Hook == "postrouting" && last.Verdict != "drop" && last.Verdict != "reject" {
+	if hook := strings.TrimPrefix(last.Hook, BridgeHook); p.Left.IsZero() && hook == "postrouting" && last.Verdict != "drop" && last.Verdict != "reject" {
 		p.Left = left
 	}
 }

@@ -51,6 +51,7 @@ type labFlags struct {
 	guest          bool
 	serverHealth   bool
 	kernelTimeouts bool
+	bridge         bool
 	verbose        bool
 }
 
@@ -62,6 +63,7 @@ func (f *labFlags) add(cmd *cobra.Command) {
 	fl.BoolVar(&f.guest, "guest", false, "run in a guest kernel (user-mode Linux) even where this one would do: to compare modes on one kernel")
 	fl.BoolVar(&f.serverHealth, "server-health", false, "have the nodes' proxies take out endpoints that do not answer")
 	fl.BoolVar(&f.kernelTimeouts, "kernel-timeouts", false, "keep the kernel's conntrack timeouts instead of short ones")
+	fl.BoolVar(&f.bridge, "bridge", false, "hang each node's pods on a bridge (cni0) instead of routing to each")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "show what the nodes' proxies log")
 }
 
@@ -86,7 +88,7 @@ func (f *labFlags) config() lab.Config {
 	}
 	return lab.Config{
 		SocketDir: labSockets(f.name), ProxyArgs: args,
-		Options: lab.Options{KernelTimeouts: f.kernelTimeouts},
+		Options: lab.Options{KernelTimeouts: f.kernelTimeouts, Bridge: f.bridge},
 	}
 }
 

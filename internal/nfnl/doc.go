@@ -33,6 +33,7 @@ const GroupNFTrace = 9
 const (
 	FamilyUnspec = 0
 	FamilyIPv4   = 2
+	FamilyBridge = 7
 	FamilyIPv6   = 10
 )
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,6 +25,8 @@ type World struct {
 	t *testing.T
 	// six says that it is the IPv6 twin.
 	six bool
+	// bridged says that the node's pods are on one bridge.
+	bridged bool
 	// Node is the node, and NS all of them.
 	Node *netns.NS
 	NS   map[Source]*netns.NS
@@ -40,7 +43,50 @@ func (w *World) Addr(a netip.Addr) netip.Addr {
 // NewWorld makes the world, or its IPv6 twin.
 func NewWorld(t *testing.T, six bool) *World {
 	t.Helper()
-	w := &World{t: t, six: six, Node: NewNS(t), NS: map[Source]*netns.NS{}}
+	return newWorld(&World{t: t, six: six})
+}
+
+// Bridge is the device on which the node's pods are in a bridged World.
+const Bridge = "cni0"
+
+// gatewayAddr is the node's on it.
+var gatewayAddr = netip.MustParseAddr("10.244.1.1")
+
+// NewBridgedWorld makes the world with the node's pods on a bridge instead of
+// routed to one by one. call says whether the node's rules see what crosses it
+// (net.bridge.bridge-nf-call-iptables).
+func NewBridgedWorld(t *testing.T, call bool) *World {
+	t.Helper()
+	w := &World{t: t, bridged: true, Node: NewNS(t)}
+	w.Must(w.Node.SetSysctl("net.bridge.bridge-nf-call-iptables", strconv.Itoa(b2i(call))))
+	w.Must(w.Node.Do(func() error {
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: Bridge}}); err != nil {
+			return err
+		}
+		return addressed(Bridge, netip.PrefixFrom(gatewayAddr, PodCIDR.Bits()))
+	}))
+	return newWorld(w)
+}
+
+// addressed gives a link its only address and brings it up.
+func addressed(name string, addr netip.Prefix) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(addr)}); err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(link)
+}
+
+func newWorld(w *World) *World {
+	t := w.t
+	t.Helper()
+	if w.Node == nil {
+		w.Node = NewNS(t)
+	}
+	w.NS = map[Source]*netns.NS{}
 	for name, value := range map[string]string{"net.ipv4.ip_forward": "1", "net.ipv4.conf.all.rp_filter": "0",
 		"net.ipv4.conf.default.rp_filter": "0", "net.ipv4.conf.all.route_localnet": "1",
 		"net.netfilter.nf_conntrack_acct": "1", "net.ipv4.icmp_ratelimit": "0",
@@ -133,6 +179,10 @@ func hostNet(a netip.Addr) *net.IPNet { return ipNet(netip.PrefixFrom(a, a.BitLe
 func (w *World) join(s Source, peer string) {
 	w.t.Helper()
 	ns := w.NS[s]
+	if w.bridged && PodCIDR.Contains(s.Addr()) {
+		w.plug(s, peer)
+		return
+	}
 	w.Must(w.Node.Do(func() error {
 		err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: linkOf(s)}, PeerName: peer,
 			PeerNamespace: netlink.NsFd(ns.Fd())})
@@ -142,6 +192,46 @@ func (w *World) join(s Source, peer string) {
 		return configure(linkOf(s), "", w.Addr(NodeAddr), w.Addr(s.Addr()), false)
 	}))
 	w.Must(ns.Do(func() error { return configure(peer, "eth0", w.Addr(s.Addr()), w.Addr(NodeAddr), true) }))
+}
+
+// plug connects a pod to the bridge.
+func (w *World) plug(s Source, peer string) {
+	w.t.Helper()
+	ns := w.NS[s]
+	w.Must(w.Node.Do(func() error {
+		bridge, err := netlink.LinkByName(Bridge)
+		if err != nil {
+			return err
+		}
+		err = netlink.LinkAdd(&netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: linkOf(s), MasterIndex: bridge.Attrs().Index},
+			PeerName:  peer, PeerNamespace: netlink.NsFd(ns.Fd()),
+		})
+		if err != nil {
+			return err
+		}
+		port, err := netlink.LinkByName(linkOf(s))
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetHairpin(port, true); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(port)
+	}))
+	w.Must(ns.Do(func() error {
+		link, err := netlink.LinkByName(peer)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetName(link, "eth0"); err != nil {
+			return err
+		}
+		if err := addressed("eth0", netip.PrefixFrom(s.Addr(), PodCIDR.Bits())); err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: gatewayAddr.AsSlice()})
+	}))
 }
 
 func b2i(b bool) int {

@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/kptrace/kptrace/internal/nfnl"
 	"github.com/kptrace/kptrace/proxy/liverules/nftables"
 	"github.com/kptrace/kptrace/trace"
 )
@@ -32,12 +34,12 @@ func (j *Joiner) path(p *packet) trace.Path {
 		b.path.Note = "reports were lost meanwhile: hops may be missing"
 	}
 	in, out := b.wires()
-	for _, s := range in {
-		b.add(b.wire(s, "in"))
-	}
+	b.came(&in, "")
 	for i := range p.hits {
+		b.came(&in, p.hits[i].hook)
 		b.hit(&p.hits[i])
 	}
+	b.came(&in, "end")
 	b.leave(out)
 	for _, s := range out {
 		b.add(b.wire(s, "out"))
@@ -53,6 +55,15 @@ func (j *Joiner) path(p *packet) trace.Path {
 }
 
 func (b *builder) add(h trace.Hop) { b.path.Hops = append(b.path.Hops, h) }
+
+// came adds the devices by which the packet came in up to a hook: a bridge whose
+// packets meet the rules of prerouting at the port sees them translated.
+func (b *builder) came(in *[]trace.Sighting, hook string) {
+	for len(*in) > 0 && ((*in)[0].Packet.Tuple == b.p.first.Tuple || hook != "" && hook != "prerouting") {
+		b.add(b.wire((*in)[0], "in"))
+		*in = (*in)[1:]
+	}
+}
 
 // hit adds the hop of one report, and before it what happened since the last.
 func (b *builder) hit(h *seen) {
@@ -74,7 +85,7 @@ func (b *builder) hit(h *seen) {
 		kind = trace.HopRule
 	}
 	hop := trace.Hop{
-		Kind: kind, Hook: h.hook, Table: h.Table, Chain: h.Chain, Rule: h.Number, Handle: h.Handle,
+		Kind: kind, Hook: h.named(), Table: h.Table, Chain: h.Chain, Rule: h.Number, Handle: h.Handle,
 		Verdict: h.Verdict, Target: h.Target, Mark: h.Mark, Source: h.Source,
 		In: b.device(h.InDev), Out: b.device(h.OutDev), PhysIn: b.device(h.PhysIn), PhysOut: b.device(h.PhysOut),
 	}
@@ -255,7 +266,7 @@ func (b *builder) leave(out []trace.Sighting) {
 		b.path.Left = b.now.Tuple
 		return
 	}
-	if last.Hook != "postrouting" || last.Verdict == "drop" || last.Verdict == "reject" {
+	if strings.TrimPrefix(last.Hook, trace.BridgeHook) != "postrouting" || last.Verdict == "drop" || last.Verdict == "reject" {
 		return
 	}
 	if b.path.Reply || slices.ContainsFunc(b.path.Hops, func(h trace.Hop) bool { return h.Verdict == "masquerade" || h.Verdict == "snat" }) {
@@ -270,18 +281,29 @@ func (b *builder) wires() (in, out []trace.Sighting) {
 	slices.SortStableFunc(wire, func(a, c trace.Sighting) int { return int(a.Time - c.Time) })
 	entry := map[uint32]bool{}
 	for i := range b.p.hits {
-		if h := &b.p.hits[i]; h.hook == "prerouting" || h.hook == "input" {
+		if h := &b.p.hits[i]; h.hook == "prerouting" || h.hook == "input" || h.Family == nfnl.FamilyBridge && h.hook == "forward" {
 			entry[h.InDev], entry[h.PhysIn] = true, true
 		}
 	}
 	delete(entry, 0)
-	for _, s := range wire {
-		if entry[s.Device] && s.Packet.Tuple == b.p.first.Tuple && s.Packet.TTL == b.p.first.TTL {
-			in = append(in, s)
-		} else if len(entry) > 0 && s.Packet.Tuple == b.p.first.Tuple && s.Packet.TTL == b.p.first.TTL && len(out) == 0 && !b.left(s.Device) {
-			in = append(in, s) // a port of the bridge that it came in by
-		} else {
+	came := func(s trace.Sighting) bool {
+		return len(entry) > 0 && s.Packet.TTL == b.p.first.TTL &&
+			(s.Packet.Tuple == b.p.first.Tuple || entry[s.Device] && !b.left(s.Device))
+	}
+	for i, s := range wire {
+		switch {
+		case !came(s) || len(out) > 0:
 			out = append(out, s)
+		case entry[s.Device] && !b.left(s.Device):
+			in = append(in, s)
+		case entry[s.Device] && !slices.ContainsFunc(in, func(o trace.Sighting) bool { return o.Device == s.Device }):
+			in = append(in, s) // a bridge that it comes in by and leaves by
+		case b.left(s.Device):
+			out = append(out, s)
+		case i == 0, slices.ContainsFunc(wire[i+1:], func(o trace.Sighting) bool { return came(o) && entry[o.Device] }):
+			in = append(in, s) // a port of the bridge that it came in by
+		default:
+			out = append(out, s) // the port it was bridged to, unchanged
 		}
 	}
 	return in, out

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kptrace/kptrace/internal/nfnl"
 	"github.com/kptrace/kptrace/trace"
 )
 
@@ -74,6 +75,14 @@ type seen struct {
 	hook string
 	// base says that it is of the built-in chain itself.
 	base bool
+}
+
+// named is the hook's name as in a trace.Hop.
+func (s *seen) named() string {
+	if s.Family == nfnl.FamilyBridge {
+		return trace.BridgeHook + s.hook
+	}
+	return s.hook
 }
 
 // packet is a packet under way.

@@ -206,7 +206,7 @@ func (g *Generation) native(text string) {
 
 // families are nft's words for the families of tables.
 var families = map[uint8]string{ //nolint:gochecknoglobals // a table
-	1: "inet", nfnl.FamilyIPv4: "ip", 3: "arp", 5: "netdev", 7: "bridge", nfnl.FamilyIPv6: "ip6",
+	1: "inet", nfnl.FamilyIPv4: "ip", 3: "arp", 5: "netdev", nfnl.FamilyBridge: "bridge", nfnl.FamilyIPv6: "ip6",
 }
 
 // find takes the rule with an index from 0 in its chain.
