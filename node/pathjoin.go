@@ -28,6 +28,7 @@ type pathJoin struct {
 	hits    []trace.RuleHit
 	seen    []trace.Sighting
 	notices []trace.DropNotice
+	resends []trace.Resend
 }
 
 // begin makes it ready: device names interfaces, endpoint what is at an address.
@@ -54,9 +55,12 @@ func (p *pathJoin) sight(d *wire.Decoder, f trace.Frame) {
 }
 
 func (p *pathJoin) drop(d *drop.Decoder, f trace.Frame) {
-	p.notices = d.Decode(f, p.notices[:0])
+	p.notices, p.resends = d.Decode(f, p.notices[:0], p.resends[:0])
 	for i := range p.notices {
 		p.joiner.Dropped(&p.notices[i], f.Time)
+	}
+	for i := range p.resends {
+		p.joiner.Resent(&p.resends[i])
 	}
 }
 

@@ -205,4 +205,20 @@ type DropNotice struct {
 	Packet PacketHeader
 	// Reason is the kernel's word, as "NETFILTER_DROP".
 	Reason string
+	// Function is the place in the kernel where that happened, Device the index of
+	// the packet's device then; empty and 0 where unknown.
+	Function string
+	Device   uint32
+}
+
+// Resend is the TCP of this network namespace sending a segment again, because
+// nobody acknowledged it in time.
+type Resend struct {
+	// Time is the kernel's, in nanoseconds since 1970.
+	Time int64
+	// Tuple and Seq are the segment's, as before any rule changed it. Opening says
+	// that it is a SYN.
+	Tuple   conntrack.Tuple
+	Seq     uint32
+	Opening bool
 }

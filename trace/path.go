@@ -58,8 +58,11 @@ const (
 	// translating it as it remembers; they show where they change it.
 	HopRoute     HopKind = "route"
 	HopConntrack HopKind = "conntrack"
-	// HopDrop is the kernel freeing the packet with a reason.
+	// HopDrop is the kernel freeing the packet with a reason, which is Text.
 	HopDrop HopKind = "drop"
+	// HopSocket is a socket of this node sending the packet, where there is something
+	// to say of that.
+	HopSocket HopKind = "socket"
 )
 
 // Hop is one thing a packet met on its way.
@@ -74,7 +77,7 @@ type Hop struct {
 	// behind its last rule.
 	Rule, Handle uint64
 	// Purpose is the hop's meaning for people, Text the rule as iptables-save
-	// prints it.
+	// prints it, for HopDrop the kernel's reason.
 	Purpose, Text string
 	// Verdict is one of: match (the next rule follows), jump, goto, return,
 	// accept, drop, reject, dnat, snat, masquerade, redirect, continue, and

@@ -34,6 +34,9 @@ func (j *Joiner) path(p *packet) trace.Path {
 		b.path.Note = "reports were lost meanwhile: hops may be missing"
 	}
 	in, out := b.wires()
+	if p.hits[0].hook == "output" && j.isResent(p) {
+		b.add(trace.Hop{Kind: trace.HopSocket, Purpose: "sent again by this node: nobody had acknowledged it", Source: trace.Drops})
+	}
 	b.came(&in, "")
 	for i := range p.hits {
 		b.came(&in, p.hits[i].hook)
@@ -45,7 +48,13 @@ func (j *Joiner) path(p *packet) trace.Path {
 		b.add(b.wire(s, "out"))
 	}
 	if p.drop != nil {
-		h := trace.Hop{Kind: trace.HopDrop, Purpose: "the kernel gave it up: " + p.drop.Reason, Verdict: "drop", Source: trace.Drops}
+		h := trace.Hop{Kind: trace.HopDrop, Text: p.drop.Reason, Purpose: "the kernel gave it up", Verdict: "drop", Source: trace.Drops}
+		if p.drop.Function != "" {
+			h.Purpose += " in " + p.drop.Function
+		}
+		if dev := b.device(p.drop.Device); dev != "" {
+			h.Purpose += ", at " + dev
+		}
 		if p.drop.Time != 0 {
 			h.Time = time.Unix(0, p.drop.Time).UTC()
 		}

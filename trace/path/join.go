@@ -60,7 +60,9 @@ type Joiner struct {
 	byTrace map[uint32]*packet
 	// order holds the packets under way, oldest first.
 	order []*packet
-	stats Stats
+	// resent are segments that this node sent again, oldest first.
+	resent []trace.Resend
+	stats  Stats
 }
 
 // pass is a packet's way through one built-in chain.
@@ -259,6 +261,35 @@ func (j *Joiner) Dropped(d *trace.DropNotice, now int64) {
 	p.last = now
 }
 
+// Resends are kept for resentFor, which reports of their packets are read within, and
+// no more than maxResent of them.
+const (
+	resentFor = int64(5 * time.Second)
+	maxResent = 4096
+)
+
+// Resent takes the word of this node's TCP that it sent a segment again. The kernel
+// says so once the segment has passed the rules.
+func (j *Joiner) Resent(r *trace.Resend) {
+	if len(j.resent) >= maxResent {
+		j.resent = j.resent[1:]
+	}
+	j.resent = append(j.resent, *r)
+}
+
+// isResent reports whether a packet is one that was sent again, not the one before it:
+// the two are at least as far apart as TCP waits, 200 ms.
+func (j *Joiner) isResent(p *packet) bool {
+	const after, before = int64(100 * time.Millisecond), int64(2 * time.Second)
+	for i := range j.resent {
+		if r := &j.resent[i]; r.Tuple == p.first.Tuple && r.Seq == p.first.Seq && r.Time <= p.begun+after && r.Time >= p.begun-before {
+			j.resent = slices.Delete(j.resent, i, i+1)
+			return true
+		}
+	}
+	return false
+}
+
 // Lost says that reports between two times were lost.
 func (j *Joiner) Lost(l trace.Loss) {
 	for _, p := range j.order {
@@ -286,6 +317,9 @@ func (j *Joiner) Advance(now time.Time) {
 	}
 	clear(j.order[len(keep):])
 	j.order = keep
+	for len(j.resent) > 0 && t-j.resent[0].Time > resentFor {
+		j.resent = j.resent[1:]
+	}
 }
 
 // Flush emits everything.

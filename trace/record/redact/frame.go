@@ -188,13 +188,18 @@ func (r *Redactor) wire(b []byte) {
 }
 
 const (
-	dropHead   = 16
-	dropRecord = dropHead + 64
+	dropHead      = 16
+	oldDropRecord = dropHead + 64 // in earlier recordings
+	dropRecord    = oldDropRecord + 32
 )
 
 func (r *Redactor) drops(b []byte) {
-	for ; len(b) >= dropRecord; b = b[dropRecord:] {
-		r.packet(b[dropHead:dropRecord])
+	size := dropRecord
+	if len(b)%dropRecord != 0 && len(b)%oldDropRecord == 0 {
+		size = oldDropRecord
+	}
+	for ; len(b) >= size; b = b[size:] {
+		r.packet(b[dropHead:oldDropRecord])
 	}
 	clear(b)
 }

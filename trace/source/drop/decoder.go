@@ -1,6 +1,7 @@
 package drop
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"sync/atomic"
@@ -8,16 +9,28 @@ import (
 	"github.com/kptrace/kptrace/trace"
 )
 
-// A record of the program: the reason in 64 bits, the kernel's monotonic clock in
-// 64, and the packet from its IP header on. Where it was read,
-// the clock is replaced by that of the wall. All in the machine's byte order.
+// A record of a Frame: the reason in 32 bits, what kind of record it is in 32, the
+// time in nanoseconds since 1970 in 64, all in the machine's byte order; the packet
+// from its IP header on; the device's index in 32 bits; and the function's name,
+// filled up with zeros. Of a segment that is sent again the packet is made up of what
+// its socket knows. Frames of earlier recordings have neither device nor function.
 const (
+	packetAt  = 16
 	packetLen = 64
-	recordLen = 16 + packetLen
+	deviceAt  = packetAt + packetLen
+	nameAt    = deviceAt + 4
+	recordLen = 112
+	oldLen    = deviceAt
 )
 
-// Decoder makes DropNotices of drop Frames, which hold whole records. It has one
-// user at a time, except for Stats.
+// The kinds of records.
+const (
+	kindDrop   = 0
+	kindResend = 1
+)
+
+// Decoder makes DropNotices and Resends of drop Frames, which hold whole records. It
+// has one user at a time, except for Stats.
 type Decoder struct {
 	// reasons are the names of the numbers, as the kernel's BTF has them.
 	reasons map[uint32]string
@@ -38,27 +51,46 @@ func (d *Decoder) Stats() trace.SourceStats {
 	}
 }
 
-// Decode appends the Frame's notices to into. Damaged data is counted and never
-// ends in a panic.
-func (d *Decoder) Decode(f trace.Frame, into []trace.DropNotice) []trace.DropNotice {
-	b := f.Data
-	for ; len(b) >= recordLen; b = b[recordLen:] {
-		r := b[:recordLen]
-		n := trace.DropNotice{Time: int64(binary.NativeEndian.Uint64(r[8:]))}
-		reason := binary.NativeEndian.Uint64(r)
-		if n.Reason = d.reasons[uint32(reason)]; n.Reason == "" {
-			n.Reason = fmt.Sprintf("reason %d", reason)
-		}
-		var ok bool
-		if n.Packet, ok = trace.ParseHeader(r[16:]); !ok {
+// RecordLen returns the length of the records in a Frame's data.
+func RecordLen(data []byte) int {
+	if len(data)%recordLen != 0 && len(data)%oldLen == 0 {
+		return oldLen
+	}
+	return recordLen
+}
+
+// Decode appends the Frame's notices to drops and resends. Damaged data is counted
+// and never ends in a panic.
+func (d *Decoder) Decode(f trace.Frame, drops []trace.DropNotice, resends []trace.Resend) ([]trace.DropNotice, []trace.Resend) {
+	b, size := f.Data, RecordLen(f.Data)
+	for ; len(b) >= size; b = b[size:] {
+		r := b[:size]
+		reason, kind := binary.NativeEndian.Uint64(r), uint32(0)
+		reason, kind = reason&0xffffffff, uint32(reason>>32)
+		at := int64(binary.NativeEndian.Uint64(r[8:]))
+		packet, ok := trace.ParseHeader(r[packetAt:deviceAt])
+		if !ok || kind > kindResend {
 			d.foreign.Add(1)
 			continue
 		}
 		d.events.Add(1)
-		into = append(into, n)
+		if kind == kindResend {
+			resends = append(resends, trace.Resend{Time: at, Tuple: packet.Tuple, Seq: packet.Seq, Opening: packet.Name() == "SYN"})
+			continue
+		}
+		n := trace.DropNotice{Time: at, Packet: packet}
+		if n.Reason = d.reasons[uint32(reason)]; n.Reason == "" {
+			n.Reason = fmt.Sprintf("reason %d", reason)
+		}
+		if size == recordLen {
+			n.Device = binary.NativeEndian.Uint32(r[deviceAt:])
+			name, _, _ := bytes.Cut(r[nameAt:], []byte{0})
+			n.Function = string(name)
+		}
+		drops = append(drops, n)
 	}
 	if len(b) > 0 {
 		d.damaged.Add(1)
 	}
-	return into
+	return drops, resends
 }

@@ -48,7 +48,7 @@ func newNS(t *testing.T) *netns.NS {
 func knock(t *testing.T, ns *netns.NS, port int) {
 	t.Helper()
 	err := ns.Do(func() error {
-		d := net.Dialer{Timeout: 300 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}}
+		d := net.Dialer{Timeout: 1500 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}}
 		c, err := d.Dial("tcp", "127.0.0.1:81")
 		if err == nil {
 			c.Close()
@@ -62,12 +62,13 @@ func knock(t *testing.T, ns *netns.NS, port int) {
 }
 
 // TestKernel has packets dropped in two namespaces, and sees those of one, with
-// the reason. Where BPF is not for us, that is an error that says what is missing.
+// the reason, and that they are sent again. Where BPF is not for us, that is an error that says what is missing.
 func TestKernel(t *testing.T) {
 	ours, other := newNS(t), newNS(t)
 	s := New(Config{})
 	var mu sync.Mutex
 	var got []trace.DropNotice
+	var again []trace.Resend
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	ready, ended := make(chan struct{}), make(chan error, 1)
@@ -76,7 +77,7 @@ func TestKernel(t *testing.T) {
 			return s.Run(ctx, func() { close(ready) }, func(f trace.Frame) {
 				mu.Lock()
 				defer mu.Unlock()
-				got = s.Decoder().Decode(f, got)
+				got, again = s.Decoder().Decode(f, got, again)
 			})
 		})
 	}()
@@ -109,13 +110,34 @@ func TestKernel(t *testing.T) {
 	if n == nil {
 		t.Fatalf("the drop was not seen; stats %+v", s.Stats())
 	}
+	if n.Function == "" || n.Device != 1 {
+		t.Errorf("where: %q, device %d", n.Function, n.Device)
+	}
+	resent := func(port uint16) *trace.Resend {
+		mu.Lock()
+		defer mu.Unlock()
+		for i := range again {
+			if again[i].Tuple.Src().Port() == port {
+				return &again[i]
+			}
+		}
+		return nil
+	}
+	for end := time.Now().Add(10 * time.Second); resent(40001) == nil && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if r := resent(40001); r == nil {
+		t.Errorf("a SYN was sent again, which was not told; stats %+v", s.Stats())
+	} else if r.Seq != n.Packet.Seq || r.Tuple != n.Packet.Tuple || !r.Opening || r.Time <= n.Time {
+		t.Errorf("sent again: %+v, of %+v", r, n)
+	}
 	if n.Reason != "NETFILTER_DROP" || n.Packet.Tuple.Dst() != netip.MustParseAddrPort("127.0.0.1:81") {
 		t.Errorf("seen as %+v", n)
 	}
 	if at := time.Unix(0, n.Time); at.Before(from.Add(-time.Second)) || at.After(time.Now().Add(time.Second)) {
 		t.Errorf("seen at %v, began at %v", at, from)
 	}
-	if find(40002) != nil {
+	if find(40002) != nil || resent(40002) != nil {
 		t.Error("a drop in another namespace was seen")
 	}
 	stop()
@@ -133,5 +155,5 @@ func FuzzDecode(f *testing.F) {
 	f.Add(b)
 	f.Add(append(b, b...))
 	f.Add(b[:40])
-	f.Fuzz(func(_ *testing.T, data []byte) { NewDecoder(nil).Decode(trace.Frame{Data: data}, nil) })
+	f.Fuzz(func(_ *testing.T, data []byte) { NewDecoder(nil).Decode(trace.Frame{Data: data}, nil, nil) })
 }

@@ -5,7 +5,7 @@ import "github.com/kptrace/kptrace/trace"
 // Config says how to read. The zero value of every field is a good default.
 type Config struct {
 	// RingSize is the room for records in bytes, a power of two; zero means 1 MiB,
-	// which holds 11,000.
+	// which holds 10,000.
 	RingSize int
 	// OnLoss is told of everything missed, from the goroutine of Run; it must
 	// not block. Nil tells nobody; Stats counts in any case.
