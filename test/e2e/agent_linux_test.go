@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -181,13 +180,7 @@ func (a *agent) ask(args ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	res, err := exec.Run(ctx, exec.Spec{Path: binary, Args: append(args, "--socket="+a.socket), Netns: a.ns.Fd()})
-	if err != nil {
-		return string(res.Stdout), fmt.Errorf("%w\n%s", err, res.Stdout)
-	}
-	return string(res.Stdout), nil
+	return asked(a.ns, binary, append(args, "--socket="+a.socket)...)
 }
 
 func (a *agent) shows(t *testing.T, what string, fits func(*text.FlowJSON) bool) {

@@ -40,14 +40,23 @@ func startKptrace(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, fl
 // runKptrace is startKptrace that also returns what the process says.
 func runKptrace(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, flags ...string) (*exec.Process, *log) {
 	t.Helper()
+	p, out, _ := runKptraceEnv(t, c, ns, fl, nil, flags...)
+	return p, out
+}
+
+// runKptraceEnv does so with more environment; ask asks the proxy something, by a
+// command of kptrace.
+func runKptraceEnv(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, env []string, flags ...string) (p *exec.Process, out *log, ask func(...string) (string, error)) {
+	t.Helper()
 	binary, err := filepath.Abs("../../bin/kptrace")
 	if err != nil {
 		t.Fatal(err)
 	}
+	socket := "--socket=" + filepath.Join(t.TempDir(), "k.sock")
 	args := append(append([]string{"proxy"}, kubeProxyFlags(c)...), flags...)
-	args = append(args, "--iptables-flavour="+fl.String(), "--socket="+filepath.Join(t.TempDir(), "k.sock"))
-	out := &log{}
-	p, err := exec.Start(exec.Spec{Path: binary, Args: args, Netns: ns.Fd(), OwnGroup: true, Stdout: out, Stderr: out})
+	args = append(args, "--iptables-flavour="+fl.String(), socket)
+	out = &log{}
+	p, err = exec.Start(exec.Spec{Path: binary, Args: args, Env: env, Netns: ns.Fd(), OwnGroup: true, Stdout: out, Stderr: out})
 	if err != nil {
 		t.Fatalf("%v: build it by `make build`", err)
 	}
@@ -57,7 +66,18 @@ func runKptrace(t *testing.T, c *cluster, ns *netns.NS, fl xtables.Flavour, flag
 		}
 		end(t, p)
 	})
-	return p, out
+	return p, out, func(args ...string) (string, error) { return asked(ns, binary, append(args, socket)...) }
+}
+
+// asked runs a command of kptrace.
+func asked(ns *netns.NS, binary string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	res, err := exec.Run(ctx, exec.Spec{Path: binary, Args: args, Netns: ns.Fd()})
+	if err != nil {
+		return string(res.Stdout), fmt.Errorf("%w\n%s", err, res.Stdout)
+	}
+	return string(res.Stdout), nil
 }
 
 // await waits until upstream kube-proxy has begun to serve a Service port.

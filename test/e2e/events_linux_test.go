@@ -24,9 +24,9 @@ import (
 )
 
 // TestEvents has kptrace, with the rights of a kube-proxy, say by Kubernetes
-// Events that it starts, that it fell back, and what is wrong with a Service; a
-// second one does not say the last again. Without the right it says so once and
-// does all else.
+// Events that it starts, what is wrong with a Service, and which mode runs in the
+// place of another; a second one does not say of a Service what the first said.
+// Without the right it says so once and does all else.
 func TestEvents(t *testing.T) {
 	t.Parallel()
 	c := start(t, controlplane.Config{RBAC: true})
@@ -73,6 +73,7 @@ func TestEvents(t *testing.T) {
 	if after := badService(t, c); len(after) != len(before) {
 		t.Errorf("two nodes said the same of one object: %v", after)
 	}
+	t.Run("modes", func(t *testing.T) { testModeFallback(t, c) })
 
 	role, err := c.client.RbacV1().ClusterRoles().Get(t.Context(), "system:node-proxier", metav1.GetOptions{})
 	if err != nil {
