@@ -134,52 +134,6 @@ func services(names ...string) *proxy.Snapshot {
 	return s
 }
 
-// lockHold is how long another holds the lock of iptables: shorter than the 30 s
-// that a node has to survive, for the same mechanism, unless asked for.
-func lockHold() time.Duration {
-	if d, err := time.ParseDuration(os.Getenv("KPTRACE_LOCK_HOLD")); err == nil {
-		return d
-	}
-	return 8 * time.Second
-}
-
-// TestLockHeld has another program hold the lock of iptables-legacy while a
-// Service is added: healthz says so, nothing is lost, and the Service is there
-// once the lock is free.
-func TestLockHeld(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "xtables.lock")
-	n := trouble(t, "legacy", t.TempDir(), xtables.Tools{Env: []string{"XTABLES_LOCKFILE=" + path}, Wait: time.Second}, true)
-	n.state <- services("one")
-	n.rules(30*time.Second, "legacy", "shop/one")
-	n.healthz(10*time.Second, 200)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	began := time.Now()
-	n.state <- services("one", "two")
-	n.healthz(30*time.Second, 503)
-	if !n.said("xtables lock") {
-		t.Error("the log does not speak of the lock")
-	}
-	n.state <- services("one", "two", "three") // while it is held
-	if left := lockHold() - time.Since(began); left > 0 {
-		time.Sleep(left)
-	}
-	held := time.Since(began)
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	// The wait between tries has grown to 30 s at most.
-	n.rules(60*time.Second, "legacy", "shop/one", "shop/two", "shop/three")
-	n.healthz(30*time.Second, 200)
-	t.Logf("held for %v; right again %v after it was free", held.Round(time.Millisecond), (time.Since(began) - held).Round(time.Millisecond))
-}
-
 // TestRestoreFails lets iptables-restore fail for a while.
 func TestRestoreFails(t *testing.T) {
 	dir := t.TempDir()
