@@ -25,10 +25,7 @@ type decider struct {
 	// clusterIPs are those of Services with endpoints in the generation of.
 	clusterIPs map[clusterIP]struct{}
 	of         *proxy.View
-	// endpoints has the first Service of each endpoint in the generation
-	// endpointsOf.
-	endpoints   map[trace.Target]proxy.PortName
-	endpointsOf *proxy.View
+	endpoints  endpointIndex
 }
 
 type clusterIP struct {

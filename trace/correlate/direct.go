@@ -28,11 +28,7 @@ func (c *Correlator) Direct() map[trace.Target]trace.Direct {
 // counted, and shown if somebody asks for that.
 func (c *Correlator) straight(e *trace.Event) {
 	t := trace.Target{Proto: e.Tuple.Proto(), Addr: e.Tuple.Dst()}
-	v, ok := c.decider.endpoint(t, func(known func(trace.Target) bool) {
-		c.direct.mu.Lock()
-		defer c.direct.mu.Unlock()
-		maps.DeleteFunc(c.direct.counts, func(t trace.Target, _ trace.Direct) bool { return !known(t) })
-	})
+	v, ok := c.endpoint(t)
 	if !ok {
 		return
 	}
@@ -77,42 +73,32 @@ func (c *Correlator) nameDirect(r *rec) {
 	f.Client, f.Backend = trace.Peer{Addr: r.orig.Src()}, trace.Peer{Addr: r.orig.Dst()}
 	f.Service = trace.ServiceRef{Addr: r.orig.Dst(), Via: proxy.ViaDirect}
 	f.Decision = trace.Decision{Affinity: trace.AffinityNone, Note: "the endpoint's own address was dialled"}
-	v, ok := c.decider.endpoint(trace.Target{Proto: r.orig.Proto(), Addr: r.orig.Dst()}, nil)
+	v, ok := c.endpoint(trace.Target{Proto: r.orig.Proto(), Addr: r.orig.Dst()})
 	if !ok {
 		return // it left while its entry was held
 	}
-	f.Service.Name = c.decider.endpoints[trace.Target{Proto: r.orig.Proto(), Addr: r.orig.Dst()}]
+	f.Service.Name = c.decider.endpoints.first[trace.Target{Proto: r.orig.Proto(), Addr: r.orig.Dst()}]
 	f.Decision.Mode = v.Mode
 	f.Client = c.decider.peer(v, r.orig.Src().Addr(), c.decider.onNode(r.orig.Src().Addr()))
 	f.Client.Addr = r.orig.Src()
 	f.Backend = c.decider.backend(v, f.Service.Name, r.orig.Dst())
 }
 
-// endpoint reports whether the newest generation has an endpoint. When that
-// generation is new, changed is told first.
-func (d *decider) endpoint(t trace.Target, changed func(known func(trace.Target) bool)) (*proxy.View, bool) {
+// endpoint reports whether the newest generation has an endpoint. When its endpoints
+// are others than before, the counts of those that are gone go.
+func (c *Correlator) endpoint(t trace.Target) (*proxy.View, bool) {
+	d := &c.decider
 	views := d.refresh()
 	if len(views) == 0 || views[0].Snapshot == nil {
 		return nil, false
 	}
-	v := views[0]
-	if d.endpointsOf != v {
-		d.endpointsOf, d.endpoints = v, make(map[trace.Target]proxy.PortName)
-		for i := range v.Snapshot.Services {
-			s := &v.Snapshot.Services[i]
-			for j := range s.Endpoints {
-				k := trace.Target{Proto: s.Name.Proto, Addr: s.Endpoints[j].Addr}
-				if _, has := d.endpoints[k]; !has {
-					d.endpoints[k] = s.Name
-				}
-			}
-		}
-		if changed != nil {
-			changed(func(t trace.Target) bool { _, ok := d.endpoints[t]; return ok })
-		}
+	if d.endpoints.follow(views[0].Snapshot) {
+		c.direct.mu.Lock()
+		maps.DeleteFunc(c.direct.counts, func(t trace.Target, _ trace.Direct) bool { _, ok := d.endpoints.first[t]; return !ok })
+		c.direct.mu.Unlock()
 	}
-	_, ok := d.endpoints[t]
-	return v, ok
+	_, ok := d.endpoints.first[t]
+	return views[0], ok
 }
 
 // podHere reports whether an address is that of a pod on this node.
