@@ -13,7 +13,9 @@
 // What is different inside: one CPU whatever the host has, system calls some
 // ten times slower, a 100 Hz clock, iptables-legacy only (the kernel has no
 // nf_tables for IPv4), no BTF, no conntrack timestamps, and no network but
-// what the program makes. A binary built with -race does not start.
+// what the program makes. A binary built with -race does not start. On a CPU with
+// AMX nothing inside may use registers wider than SSE's; Go's and glibc's programs
+// are told so.
 //
 // A program that uses Run calls Init first of all in main; a test calls Main
 // in TestMain. Linux on x86 only; elsewhere everything fails with

@@ -131,6 +131,9 @@ func (s *Spec) order() (order, error) {
 			env = append(env, kv)
 		}
 	}
+	if wideRegisters() {
+		env = append(env, noAVX()...)
+	}
 	return order{Path: self, Args: append([]string{os.Args[0]}, s.Args...), Env: env, Dir: dir,
 		Share: s.Share, Modules: append(Modules(), s.Modules...), Stdin: s.Stdin != nil}, nil
 }
@@ -291,6 +294,12 @@ func launch() error {
 	// Unpacked without root it may bring libraries of its own.
 	if v, ok := os.LookupEnv("LD_LIBRARY_PATH"); ok {
 		env = append(env, "LD_LIBRARY_PATH="+v)
+	}
+	if wideRegisters() {
+		args = append(args, noAVX()...)
+		if err := denyXState(); err != nil {
+			return err
+		}
 	}
 	return fmt.Errorf("starting %s: %w", kernel, syscall.Exec(kernel, args, env))
 }
