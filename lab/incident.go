@@ -49,6 +49,8 @@ type step struct {
 	detour  string      // the node's route to this address leads to foo-3
 	mtu     string      // of the node's link to this pod, 1000
 	busy    string      // connections to this endpoint have ports 61000 to 61007 of the node
+	crowd   bool        // many clients of Service sticky, in pod batch
+	race    bool        // pod batch sends datagrams to Service names that race
 	forget  bool        // the node's entries of established connections are deleted
 	nft     string      // rules of nf_tables, in a table ip guard
 	node    [][]string  // arguments of iptables on the node
@@ -163,6 +165,9 @@ func Incidents() []Incident {
 		{Name: "eviction", Service: "foo", Symptom: "for a moment requests to http://foo.shop hung", Reason: trace.EndpointGone, Also: trace.RulesBehind, Once: true,
 			Answer: "Pods foo-2 and foo-3 died; until the API said so connections were still sent to them.",
 			do:     step{faults: [][2]string{{FaultBlackhole, "shop/foo-2"}, {FaultBlackhole, "shop/foo-3"}}, pause: 600 * time.Millisecond, edit: endpoints("foo", only("foo-1"))}},
+		{Name: "crowd", RulesOf: true, Service: "sticky", Symptom: "since the shop has many customers, their carts at http://sticky.shop are empty now and then", Reason: trace.AffinityForgotten, Check: "affinity-full",
+			Answer: "Session affinity keeps 100 clients for each endpoint, and there are 390 that come again and again.",
+			do:     step{crowd: true}},
 		{Name: "stopped", Service: "foo", Symptom: "since the rollout two requests in three to http://foo.shop are refused", Reason: trace.RulesBehind, Check: "endpoint-gone", Beside: true,
 			Answer: "kube-proxy hangs: its rules still lead to foo-2 and foo-3, which are no endpoints any more.",
 			do:     step{stop: true, faults: [][2]string{{FaultRefuse, "shop/foo-2"}, {FaultRefuse, "shop/foo-3"}}, edit: endpoints("foo", only("foo-1"))}},

@@ -25,6 +25,9 @@ import (
 // incidentNode is the node that incidents happen on.
 const incidentNode = "node1"
 
+// worker is the pod whose clients an incident adds to.
+const worker = "shop/batch"
+
 // Incident lets an incident happen; Heal undoes it. The lab must have the
 // IncidentScenario.
 func (l *Lab) Incident(ctx context.Context, n int) error {
@@ -86,6 +89,16 @@ func (l *Lab) happen(ctx context.Context, s *step) error {
 	}
 	if s.busy != "" {
 		if err := l.nodeBusy(s.busy, true); err != nil {
+			return err
+		}
+	}
+	if s.crowd {
+		if err := l.crowd(worker, netip.MustParseAddrPort("10.96.0.11:80")); err != nil {
+			return err
+		}
+	}
+	if s.race {
+		if err := l.race(worker, netip.MustParseAddrPort("10.96.0.54:53")); err != nil {
 			return err
 		}
 	}
@@ -317,6 +330,14 @@ func (l *Lab) Heal(ctx context.Context) error {
 		return nil
 	}
 	s := Incidents()[n-1].do
+	if err := l.endWork(); err != nil {
+		return err
+	}
+	if s.crowd {
+		if err := l.crowdRoutes(worker, false); err != nil {
+			return err
+		}
+	}
 	node := l.world.spaces[NodeSpace(incidentNode)]
 	for _, f := range s.faults {
 		if err := l.Fault(ctx, FaultHeal, f[1], 0); err != nil {

@@ -44,10 +44,12 @@ type Lab struct {
 	reportMu sync.Mutex
 	incident int // the last one, by number
 	healed   bool
-	closing  chan struct{}
-	close    sync.Once
-	faults   sync.Once
-	watchers sync.WaitGroup
+	// backgrounds are what the incident goes on with.
+	backgrounds []*background
+	closing     chan struct{}
+	close       sync.Once
+	faults      sync.Once
+	watchers    sync.WaitGroup
 }
 
 var errClosed = errors.New("lab: it is closed")
@@ -326,6 +328,7 @@ func (l *Lab) Close() {
 				<-p.Done()
 			}
 		}
+		_ = l.endWork()
 		l.watchers.Wait()
 		if l.world != nil {
 			l.world.close()

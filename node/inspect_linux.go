@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -20,6 +19,7 @@ import (
 	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/internal/dataplane"
 	"github.com/kptrace/kptrace/internal/nfnl"
+	"github.com/kptrace/kptrace/internal/recent"
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/check"
@@ -169,12 +169,7 @@ func readLists(s *check.State) error {
 	if err != nil || len(names) == 0 {
 		return err
 	}
-	s.ListMax = 100
-	if b, err := os.ReadFile("/sys/module/xt_recent/parameters/ip_list_tot"); err == nil {
-		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
-			s.ListMax = n
-		}
-	}
+	s.ListMax = recent.Limit()
 	s.Lists = make(map[string]int, len(names))
 	for _, name := range names {
 		b, err := os.ReadFile(name)

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/exporters/events"
 	"github.com/kptrace/kptrace/exporters/prom"
+	"github.com/kptrace/kptrace/internal/recent"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/check"
@@ -265,12 +265,7 @@ func (r *recentLists) read() []prom.RecentList {
 	if v != r.of {
 		r.of, r.rules = v, affinityRules(v)
 	}
-	limit := 100
-	if text, err := os.ReadFile("/sys/module/xt_recent/parameters/ip_list_tot"); err == nil {
-		if n, err := strconv.Atoi(string(bytes.TrimSpace(text))); err == nil {
-			limit = n
-		}
-	}
+	limit := recent.Limit()
 	r.lists, r.at = nil, time.Now()
 	for _, rule := range r.rules {
 		text, err := os.ReadFile("/proc/thread-self/net/xt_recent/" + rule.Chain)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/internal/recent"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/correlate"
@@ -137,7 +138,8 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 	asked := newInquirer(t.views, t.do)
 	local := new(localCache)
 	c := correlate.New(correlate.Config{
-		Inquire: asked.ask, EntriesDecide: t.cfg.ReadOnly,
+		RecentList: recent.Limit(),
+		Inquire:    asked.ask, EntriesDecide: t.cfg.ReadOnly,
 		Node: t.cfg.Name, Views: t.views, Emit: t.emit, Ask: t.ask,
 		Watched:        func() bool { return t.watchers.Load() > 0 },
 		Counters:       t.wants,

@@ -47,6 +47,9 @@ const (
 	RulesBehind         Reason = "rules-behind"
 	AffinityDead        Reason = "affinity-dead"
 
+	// AffinityForgotten is of connections that went on, to another endpoint.
+	AffinityForgotten Reason = "affinity-forgotten"
+
 	// ProxyStopped: the userspace proxy ended, and with it what it relayed.
 	ProxyStopped Reason = "proxy-stopped"
 )
@@ -154,6 +157,9 @@ func Reasons() []ReasonInfo {
 		{AffinityDead, "Session affinity keeps the client at an endpoint that does not work.",
 			"The endpoint was chosen by affinity, and the connection failed at it.",
 			"The endpoint's readiness: as long as it is ready, the client stays with it. A shorter affinity timeout."},
+		{AffinityForgotten, "Session affinity did not hold: the client was sent to another endpoint, since the kernel had forgotten it. The connection need not have failed.",
+			"A list of xt_recent keeps the last 100 clients of an endpoint. Within the timeout so many others were sent to the client's endpoint that it fell out, and the next pick was another one.",
+			"How many clients an endpoint has: kptrace_affinity_list_entries, kptrace check (affinity-full). More endpoints; xt_recent.ip_list_tot on the kernel's command line, or as the module's option; a mode without such lists (ipvs, nftables)."},
 		{ProxyStopped, "The userspace proxy ended, and with it the connection it relayed.", "The proxy said so.", "Why it ended: its log."},
 	}
 }

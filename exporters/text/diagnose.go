@@ -29,6 +29,10 @@ func Diagnose(w io.Writer, service string, since time.Time, r *diagnose.Report) 
 			fmt.Fprintf(&b, "   for one: kptrace show %s\n", f.Flows[0])
 		}
 	}
+	for i := range r.Noticed {
+		n := &r.Noticed[i]
+		fmt.Fprintf(&b, "\n%s\n   look at: %s\n   for one: kptrace show %s\n", n.Text, n.Next, n.Flow)
+	}
 	if len(r.Check) > 0 {
 		b.WriteString("\nkptrace check says of the node:\n")
 		for i := range r.Check {

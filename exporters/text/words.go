@@ -224,6 +224,8 @@ func because(f *trace.Flow) string {
 		text = "rules behind the API"
 	case trace.AffinityDead:
 		text = "kept there by affinity"
+	case trace.AffinityForgotten:
+		text = "affinity was forgotten"
 	default:
 		return ""
 	}

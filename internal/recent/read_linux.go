@@ -1,11 +1,13 @@
 package recent
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,4 +49,16 @@ func now() (*clock, error) {
 	const ahead = 300 * time.Second
 	first := uint64(1)<<32 - uint64(int64(ahead)/tick.Nano())
 	return &clock{now: time.Now(), ticks: first + uint64(mono.Nano()/tick.Nano()), tick: time.Duration(tick.Nano())}, nil
+}
+
+// Limit is how many clients a list keeps (ip_list_tot of xt_recent), the kernel's
+// default where it does not say.
+func Limit() int {
+	text, err := os.ReadFile("/sys/module/xt_recent/parameters/ip_list_tot")
+	if err == nil {
+		if n, err := strconv.Atoi(string(bytes.TrimSpace(text))); err == nil && n > 0 {
+			return n
+		}
+	}
+	return 100
 }

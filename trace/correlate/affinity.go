@@ -1,6 +1,7 @@
 package correlate
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 	"unique"
@@ -114,6 +115,15 @@ func (t *affinityTable) judge(k affinityKey, now int64, timeout time.Duration, m
 		return trace.AffinityEvicted, 0
 	}
 	return trace.AffinityReset, 0
+}
+
+// moved notes that a client is sent elsewhere than before, since the list of its
+// endpoint had no room for it. old is what was known of the client.
+func (c *Correlator) moved(r *rec, old *affinityEntry, endpoint netip.AddrPort) {
+	if r.f.Decision.Affinity != trace.AffinityEvicted || old == nil || old.endpoint == endpoint {
+		return
+	}
+	r.aside = &aside{trace.AffinityForgotten, fmt.Sprintf("it was with %v before, whose list keeps the last %d clients", old.endpoint, c.affinity.listed)}
 }
 
 // touch notes a new connection of a client to an endpoint.

@@ -65,6 +65,24 @@ func TestAffinity(t *testing.T) {
 		dial(l, client, ep1, true)
 		others(l, 100, ep1)
 		check(t, dial(l, client, ep2, true), trace.AffinityEvicted, 0)
+		f := l.updates[len(l.updates)-1]
+		if f.Reason != trace.AffinityForgotten || f.Outcome.Failed() || f.Cause != "it was with 10.244.1.2:8080 before, whose list keeps the last 100 clients" {
+			t.Errorf("got %s for %q (%s)", f.Outcome, f.Reason, f.Cause)
+		}
+		// Its failures have reasons of their own.
+		l.wait(1500 * ms)
+		if f := l.flows[f.ID]; f.Outcome != trace.Unanswered || f.Reason != trace.DroppedOnNode {
+			t.Errorf("unanswered: %s for %q", f.Outcome, f.Reason)
+		}
+	})
+	t.Run("evicted, and the same endpoint picked", func(t *testing.T) {
+		l := newLab(t, nil)
+		dial(l, client, ep1, true)
+		others(l, 100, ep1)
+		check(t, dial(l, client, ep1, true), trace.AffinityEvicted, 0)
+		if f := l.updates[len(l.updates)-1]; f.Reason != trace.NoReason {
+			t.Errorf("a reason where affinity held by chance: %q", f.Reason)
+		}
 	})
 	t.Run("99 others do not evict", func(t *testing.T) {
 		l := newLab(t, nil)

@@ -20,6 +20,9 @@ func (c *Correlator) cause(r *rec) {
 		return
 	}
 	if !f.Outcome.Failed() || r.direct {
+		if r.aside != nil && !r.direct && f.Reason == trace.NoReason {
+			f.Reason, f.Cause = r.aside.reason, r.aside.cause
+		}
 		return
 	}
 	switch f.Reason {

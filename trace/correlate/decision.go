@@ -14,9 +14,10 @@ const (
 	notKept    = "the endpoint is in no generation of the rules that is kept"
 )
 
-// decide writes what a pick decided to f, and reports whether the source
-// address will be translated.
-func (c *Correlator) decide(f *trace.Flow, e *trace.Event) (masqueraded bool) {
+// decide writes what a pick decided to the update of r being written, and reports
+// whether the source address will be translated.
+func (c *Correlator) decide(r *rec, e *trace.Event) (masqueraded bool) {
+	f := r.f
 	service, endpoint, anyService := e.Rule.Service, endpointOf(e), scheduled(e)
 	w, ok := c.decider.at(e.Time, e.Tuple, e.Hook == hookOutput, func(w *walked) bool {
 		return (w.service == service || anyService && w.effect == proxy.Forward) && w.find(endpoint) != nil
@@ -63,10 +64,10 @@ func (c *Correlator) decide(f *trace.Flow, e *trace.Event) (masqueraded bool) {
 		return true
 	}
 	if anyService {
-		c.judgePersistence(f, e, w)
+		c.judgePersistence(r, e, w)
 		c.ipvs.inputs(f, e)
 	} else {
-		c.judgeAffinity(f, e, w, c.misses.take(e))
+		c.judgeAffinity(r, e, w, c.misses.take(e))
 	}
 	if x != nil && d.Algorithm == "random" && d.Affinity != trace.AffinityHit {
 		d.Probability = x.probability
@@ -85,8 +86,8 @@ func (c *Correlator) decide(f *trace.Flow, e *trace.Event) (masqueraded bool) {
 }
 
 // judgeAffinity sets the affinity word of a pick.
-func (c *Correlator) judgeAffinity(f *trace.Flow, e *trace.Event, w *walked, missed bool) {
-	d := &f.Decision
+func (c *Correlator) judgeAffinity(r *rec, e *trace.Event, w *walked, missed bool) {
+	d := &r.f.Decision
 	if d.AffinityTimeout == 0 && !missed {
 		return
 	}
@@ -108,6 +109,7 @@ func (c *Correlator) judgeAffinity(f *trace.Flow, e *trace.Event, w *walked, mis
 	}
 	d.Affinity, d.AffinityAge = c.affinity.judge(k, e.Time, d.AffinityTimeout, missed,
 		func(ep netip.AddrPort) bool { return w.find(ep) != nil })
+	c.moved(r, c.affinity.entries[k], endpoint)
 	c.affinity.touch(k, endpoint, e.Time)
 }
 

@@ -259,8 +259,8 @@ func latestRefused(r *rec) *rec {
 // kube-proxy's rules. Nothing reports whether a template or a list decided, so it
 // is told from the templates last seen and
 // from the client's earlier picks.
-func (c *Correlator) judgePersistence(f *trace.Flow, e *trace.Event, w *walked) {
-	d := &f.Decision
+func (c *Correlator) judgePersistence(r *rec, e *trace.Event, w *walked) {
+	d := &r.f.Decision
 	if d.AffinityTimeout == 0 || w == nil {
 		return
 	}
@@ -288,6 +288,7 @@ func (c *Correlator) judgePersistence(f *trace.Flow, e *trace.Event, w *walked) 
 	case old.doubtful(e.Time, d.AffinityTimeout) && old.endpoint == endpoint:
 		d.Affinity, d.AffinityAge, d.Note = "", 0, "affinity unknown: the client's entry was as old as the timeout, within the clocks' difference"
 	}
+	c.moved(r, old, endpoint)
 	c.affinity.touch(k, endpoint, e.Time)
 }
 

@@ -61,7 +61,7 @@ func (c *Correlator) decided(r *rec, e *trace.Event) {
 	r.keptFrom = c.early.tail // nothing comes before the pick
 	r.pickTime, r.pickExact, r.lastSyn = e.Time, e.KernelTime, e.Time
 	r.startUnknown = false
-	masqueraded := c.decide(f, e)
+	masqueraded := c.decide(r, e)
 	r.elsewhere = scheduled(e) && rulesPick(f.Decision.Mode) && f.Decision.Note == notKept
 	f.Evidence = f.Evidence.With(e.Source)
 	if len(f.Attempts) == 0 {
@@ -151,7 +151,7 @@ func (c *Correlator) retry(r, waiting *rec, e *trace.Event) {
 	if waiting != nil {
 		c.absorb(r, waiting)
 	}
-	masqueraded := c.decide(f, e)
+	masqueraded := c.decide(r, e)
 	r.try(trace.Attempt{Endpoint: f.Backend, Start: when(e.Time), Outcome: tryPending, Latency: -1})
 	c.expectReply(r, masqueraded)
 	f.Outcome, f.Reason, f.Missing = trace.Pending, trace.NoReason, ""

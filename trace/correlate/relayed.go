@@ -84,7 +84,7 @@ func (c *Correlator) accepted(e *trace.Event) {
 	r.keptFrom = c.early.tail
 	r.pickTime, r.lastSyn, r.lastEvent = e.Time, e.Time, e.Time
 	r.startUnknown = false
-	c.decide(f, e)
+	c.decide(r, e)
 	f.Evidence = f.Evidence.With(e.Source)
 	r.try(trace.Attempt{Endpoint: f.Backend, Outcome: tryPending, Latency: -1})
 	r.holdDue = 0
@@ -102,7 +102,7 @@ func (c *Correlator) accepted(e *trace.Event) {
 // tryAnother notes that another endpoint is dialled.
 func (c *Correlator) tryAnother(r *rec, f *trace.Flow, e *trace.Event) {
 	r.lastSyn, r.tryStart = e.Time, e.Time
-	c.decide(f, e)
+	c.decide(r, e)
 	r.try(trace.Attempt{Endpoint: f.Backend, Start: when(e.Time), Outcome: tryPending, Latency: -1})
 	r.stateDue = e.Time + int64(c.cfg.UnansweredAfter)
 	relay(f)

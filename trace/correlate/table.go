@@ -68,6 +68,8 @@ type rec struct {
 	settled     bool
 	lostReplies uint8
 	told        trace.Reason
+	// aside is what went wrong while the connection went on, nil if nothing is known.
+	aside *aside
 
 	isn uint32
 	// Times in nanoseconds; zero is unknown. newTime is set from kernel
@@ -91,6 +93,12 @@ type rec struct {
 	timerPrev, timerNext                       *rec
 	slot                                       int32
 	wheeled                                    bool
+}
+
+// aside is said of a connection that does not fail.
+type aside struct {
+	reason trace.Reason
+	cause  string
 }
 
 func (r *rec) tcp() bool { return r.orig.Proto() == conntrack.TCP }

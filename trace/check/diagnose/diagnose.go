@@ -39,6 +39,18 @@ type Finding struct {
 	Flows []string `json:"flows,omitempty"`
 }
 
+// Notice is what went wrong during connections that did not fail.
+type Notice struct {
+	Reason trace.Reason `json:"reason"`
+	// Connections counts them, of Of that did not fail.
+	Connections int `json:"connections"`
+	Of          int `json:"of"`
+	// Text says it in one sentence, Next what to look at, Flow is the newest one.
+	Text string `json:"text"`
+	Next string `json:"next"`
+	Flow string `json:"flow"`
+}
+
 // Report is a diagnosis.
 type Report struct {
 	// Total and Failed count the connections looked at.
@@ -47,6 +59,8 @@ type Report struct {
 	// Incomplete counts those during which events were lost.
 	Incomplete int       `json:"incomplete,omitempty"`
 	Findings   []Finding `json:"findings"`
+	// Noticed is what else went wrong, of connections that did not fail.
+	Noticed []Notice `json:"noticed,omitempty"`
 	// Check are the findings of a check that can have to do with it, those that
 	// break traffic first.
 	Check []check.Finding `json:"check,omitempty"`
@@ -138,6 +152,7 @@ func Diagnose(flows []*trace.Flow, findings []check.Finding) Report {
 	slices.SortFunc(r.Findings, func(a, b Finding) int {
 		return cmp.Or(b.Failures-a.Failures, strings.Compare(string(a.Reason), string(b.Reason)))
 	})
+	r.Noticed = notices(good)
 	names := make(map[string]bool)
 	for _, f := range flows {
 		names[f.Service.Name.String()] = true
@@ -150,6 +165,29 @@ func Diagnose(flows []*trace.Flow, findings []check.Finding) Report {
 		}
 	}
 	return r
+}
+
+// notices counts connections that did not fail by their reasons.
+func notices(good []*trace.Flow) (list []Notice) {
+	for _, info := range trace.Reasons() {
+		n := Notice{Reason: info.Code, Of: len(good), Next: info.Next}
+		var newest *trace.Flow
+		for _, f := range good {
+			if f.Reason != info.Code {
+				continue
+			}
+			if n.Connections++; newest == nil || trace.CompareFlows(f, newest) > 0 {
+				newest = f
+			}
+		}
+		if newest == nil {
+			continue
+		}
+		n.Flow = newest.ID.String()
+		n.Text = fmt.Sprintf("%d of %d connections that did not fail: %s", n.Connections, n.Of, strings.ReplaceAll(string(n.Reason), "-", " "))
+		list = append(list, n)
+	}
+	return list
 }
 
 // common finds what a group of failures for one reason shares that good

@@ -83,6 +83,22 @@ func when(b bool, r trace.Reason) trace.Reason {
 	return ""
 }
 
+// TestNotices tells of what went wrong without a failure, and apart from failures.
+func TestNotices(t *testing.T) {
+	flows := shop(func(i int, _, _, _ string) trace.Reason { return when(i%9 == 0, trace.ResetByEndpoint) })
+	marked := 0
+	for _, f := range flows {
+		if !f.Outcome.Failed() && marked < 3 {
+			f.Reason, marked = trace.AffinityForgotten, marked+1
+		}
+	}
+	r := diagnose.Diagnose(flows, nil)
+	want := fmt.Sprintf("3 of %d connections that did not fail: affinity forgotten", r.Total-r.Failed)
+	if len(r.Findings) != 1 || r.Findings[0].Reason != trace.ResetByEndpoint || len(r.Noticed) != 1 || r.Noticed[0].Text != want || r.Noticed[0].Flow == "" {
+		t.Errorf("findings %+v, noticed %+v", r.Findings, r.Noticed)
+	}
+}
+
 func TestRankAndCheck(t *testing.T) {
 	flows := shop(func(i int, _, b, _ string) trace.Reason {
 		switch {
