@@ -19,7 +19,7 @@ import (
 // noAVX has Go's and glibc's programs use nothing wider than SSE.
 func noAVX() []string {
 	return []string{
-		"GODEBUG=cpu.avx=off,cpu.avx2=off,cpu.fma=off,cpu.avx512f=off,cpu.vpclmulqdq=off",
+		"GODEBUG=cpu.avx=off,cpu.avx2=off,cpu.fma=off,cpu.avx512f=off,cpu.avx512cd=off,cpu.avx512bw=off,cpu.avx512dq=off,cpu.avx512vl=off",
 		"GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW",
 	}
 }
