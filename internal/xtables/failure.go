@@ -1,6 +1,7 @@
 package xtables
 
 import (
+	"bytes"
 	"regexp"
 	"strconv"
 	"strings"
@@ -24,17 +25,17 @@ func newFailure(stderr string) *failure {
 	return f
 }
 
-// block returns the index of the block the failure is in, given the first lines
-// of all, or -1.
-func (f *failure) block(lines []int) int {
-	if len(lines) == 1 {
+// block returns the index of the block the failure is in, given those that were
+// begun, or -1.
+func (f *failure) block(begun []blockCount) int {
+	if len(begun) == 1 {
 		return 0
 	}
 	if f.line == 0 {
 		return -1
 	}
-	i := len(lines) - 1
-	for i > 0 && lines[i] > f.line {
+	i := len(begun) - 1
+	for i > 0 && begun[i].line > f.line {
 		i--
 	}
 	return i
@@ -42,8 +43,9 @@ func (f *failure) block(lines []int) int {
 
 // unitLine returns the line of a unit that stood alone in its block, or "".
 func (f *failure) unitLine(u *Unit, first int) string {
-	if u.lines() == 1 {
-		return u.line(0, passChains, passRules)
+	var b bytes.Buffer
+	if u.write(&b, passChains).lines+u.write(&b, passRules).lines == 1 {
+		return strings.TrimSuffix(b.String(), "\n")
 	}
 	n := f.line - first // 1 is the first of the unit
 	if n < 1 {

@@ -24,6 +24,13 @@ type Unit struct {
 	// Lines are as iptables-restore reads them (":CHAIN - [0:0]", "-A …",
 	// "-X …"), without newline. A line that declares a chain also empties it.
 	Lines []string
+	// Make, if set, makes Chains and Lines, which are then empty, each time they
+	// are written, so that those of a large plan are never in memory together
+	// and are made while iptables-restore is at work. It gives the same each
+	// time, the chains without their rules if those are not asked for, and may
+	// be called from any goroutine. About is its size in bytes, more or less.
+	Make  func(rules bool) (chains []ChainText, lines []string)
+	About int
 }
 
 // ChainText is a chain and its rules, as what stands behind "-A NAME". It refers
@@ -40,9 +47,11 @@ const (
 	appendTo   = "-A "
 )
 
-// bytes is the length of the unit's text, rules how many it adds, lines how many
-// lines it has.
+// bytes is about the length of the unit's text.
 func (u *Unit) bytes() int {
+	if u.Make != nil {
+		return u.About
+	}
 	n := 0
 	for i := range u.Chains {
 		c := &u.Chains[i]
@@ -57,36 +66,23 @@ func (u *Unit) bytes() int {
 	return n
 }
 
-func (u *Unit) rules() int {
-	n := 0
-	for i := range u.Chains {
-		n += len(u.Chains[i].Rules)
-	}
-	for _, l := range u.Lines {
-		if strings.HasPrefix(l, appendTo) || strings.HasPrefix(l, "-I ") {
-			n++
-		}
-	}
-	return n
-}
-
-func (u *Unit) lines() int {
-	n := len(u.Lines)
-	for i := range u.Chains {
-		n += 1 + len(u.Chains[i].Rules)
-	}
-	return n
-}
+// written counts lines, and those among them that add a rule.
+type written struct{ lines, rules int }
 
 // write writes the lines of one pass.
-func (u *Unit) write(b *bytes.Buffer, p pass) {
-	for i := range u.Chains {
-		c := &u.Chains[i]
+func (u *Unit) write(b *bytes.Buffer, p pass) (n written) {
+	chains, lines := u.Chains, u.Lines
+	if u.Make != nil {
+		chains, lines = u.Make(p == passRules)
+	}
+	for i := range chains {
+		c := &chains[i]
 		if p == passChains {
 			b.WriteString(declare)
 			b.WriteString(c.Name)
 			b.WriteString(declareEnd)
 			b.WriteByte('\n')
+			n.lines++
 			continue
 		}
 		for _, r := range c.Rules {
@@ -96,13 +92,19 @@ func (u *Unit) write(b *bytes.Buffer, p pass) {
 			b.WriteString(r)
 			b.WriteByte('\n')
 		}
+		n.lines, n.rules = n.lines+len(c.Rules), n.rules+len(c.Rules)
 	}
-	for _, l := range u.Lines {
+	for _, l := range lines {
 		if strings.HasPrefix(l, declare) == (p == passChains) {
 			b.WriteString(l)
 			b.WriteByte('\n')
+			n.lines++
+			if strings.HasPrefix(l, appendTo) || strings.HasPrefix(l, "-I ") {
+				n.rules++
+			}
 		}
 	}
+	return n
 }
 
 // line returns a line by its number among those of its passes, "" beyond.

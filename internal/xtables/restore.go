@@ -141,24 +141,24 @@ func (a *applying) pack(i int) (run []block) {
 // block is refused, those before it are in the kernel; which one it was is told
 // by the number of the line in the message.
 func (a *applying) apply(run []block) (next int, err error) {
-	text, lines := a.text(run)
-	f, err := a.restore(text)
+	t := a.text(run)
+	f, err := a.restore(t)
 	if err != nil {
 		return 0, err
 	}
 	bad := len(run)
 	if f != nil {
-		if bad = f.block(lines); bad < 0 {
+		if bad = f.block(t.counts); bad < 0 {
 			return 0, fmt.Errorf("iptables-restore did not say what it refuses: %s", f.stderr)
 		}
 	}
-	for _, b := range run[:bad] {
-		a.done(b)
+	for i, b := range run[:bad] {
+		a.done(b, t.counts[i])
 	}
 	if f == nil {
 		return run[bad-1].to, nil
 	}
-	return run[bad].to, a.split(run[bad], f, lines[bad])
+	return run[bad].to, a.split(run[bad], f, t.counts[bad].line)
 }
 
 // split applies a block that was refused as a whole in smaller parts, until the
@@ -219,8 +219,7 @@ func (a *applying) unitAt(b block, line int) int {
 	for _, p := range [...]pass{passChains, passRules} {
 		for i := b.from; i < b.to; i++ {
 			var text bytes.Buffer
-			a.units[i].write(&text, p)
-			lines := bytes.Count(text.Bytes(), []byte("\n"))
+			lines := a.units[i].write(&text, p).lines
 			if line >= n && line < n+lines {
 				return i
 			}
@@ -230,35 +229,26 @@ func (a *applying) unitAt(b block, line int) int {
 	return -1
 }
 
-func (a *applying) done(b block) {
+func (a *applying) done(b block, n blockCount) {
 	a.rep.Commits++
 	a.rep.Units += b.to - b.from
-	for i := b.from; i < b.to; i++ {
-		a.rep.Bytes += a.units[i].bytes()
-		if n := a.units[i].rules(); n > 0 {
-			a.rep.Rules += n
-			if a.rep.Tables == nil {
-				a.rep.Tables = map[string]int{}
-			}
-			a.rep.Tables[a.units[i].Table] += n
+	a.rep.Bytes += n.bytes
+	if n.rules > 0 {
+		a.rep.Rules += n.rules
+		if a.rep.Tables == nil {
+			a.rep.Tables = map[string]int{}
 		}
+		a.rep.Tables[a.units[b.from].Table] += n.rules
 	}
 }
 
-// text returns the text of blocks and the number, from 1, of the line each begins
-// with.
-func (a *applying) text(run []block) (t *text, lines []int) {
-	t = &text{}
-	n := 1
+// text returns the text of blocks.
+func (a *applying) text(run []block) *text {
+	t := &text{}
 	for _, bl := range run {
-		lines = append(lines, n)
 		t.blocks = append(t.blocks, a.units[bl.from:bl.to])
-		n += 2
-		for i := bl.from; i < bl.to; i++ {
-			n += a.units[i].lines()
-		}
 	}
-	return t, lines
+	return t
 }
 
 // restore runs the program once. A text it refuses gives a failure; an error

@@ -101,7 +101,7 @@ func mustMatch(t *testing.T, b *Backend, p proxy.Program) {
 
 func countRules(p *program) (n int) {
 	for _, table := range tables {
-		p.eachChain(table, p.units, func(_ string, rules []string) { n += len(rules) })
+		p.eachChain(table, renderAll(p.units), func(_ string, rules []string) { n += len(rules) })
 	}
 	return n + len(p.fixed.jumps)
 }
@@ -273,12 +273,12 @@ func TestBadService(t *testing.T) {
 		s.Services[0] = service("ns1/svc1:p80", "tcp", "172.30.0.41", 80, "10.180.0.1:80", "10.180.0.7:80")
 		s.Services[2] = service("ns3/svc3:p80", "tcp", "172.30.0.43", 80, "10.180.0.3:80", "10.180.0.8:80")
 		p := b.Render(s, proxy.Overlay{}).(*program)
-		bad := *p.units[0]
-		bad.chains = slices.Clone(bad.chains)
-		bad.chains[0].rules = []string{"-m comment --comment \"ns1/svc1:p80\" -j NOSUCHTARGET"}
+		was := p.units[0]
+		bad := &unit{svc: was.svc, sel: was.sel, hash: was.hash, by: was.by}
+		bad.svc.ExternalIPs = ips("2001:db8::1")
 		spoilt := program{cfg: p.cfg, node: p.node, fixed: p.fixed, claims: p.claims, walks: p.walks}
 		spoilt.units = slices.Clone(p.units)
-		spoilt.units[0] = &bad
+		spoilt.units[0] = bad
 		_, err := b.Apply(t.Context(), &spoilt)
 		if err == nil || !strings.Contains(err.Error(), "Service ns1/svc1:p80 tcp is not programmed") || strings.Contains(err.Error(), "svc3") {
 			t.Fatalf("error = %v, want one that names ns1/svc1:p80", err)

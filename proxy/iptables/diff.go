@@ -22,6 +22,9 @@ type Change struct {
 	what change
 	// rules is what the whole chain should hold, where it is ours alone.
 	rules []string
+	// all, if set, is a unit of which nothing is there yet, and the Change one of
+	// Service alone: its rules are made when they are written.
+	all *unit
 }
 
 // change says how a Change is put right.
@@ -48,7 +51,15 @@ func Diff(have *xtables.Ruleset, want proxy.Program) []Change {
 	if !ok || p.cfg.Family != have.Family {
 		return nil
 	}
-	return newLive(xtables.List(have)).diff(p)
+	var out []Change
+	for _, c := range newLive(xtables.List(have)).diff(p) {
+		if c.all != nil {
+			out = c.all.render(whole).diff(out, c.Service, &rendered{})
+			continue
+		}
+		out = append(out, c)
+	}
+	return out
 }
 
 // having is what is there now, of one Service port or of all.
@@ -60,18 +71,18 @@ type having interface {
 	stands(table, chain, rule string) (place, times int)
 }
 
-// diff adds what turns h into u.
-func (u *unit) diff(out []Change, h having) []Change {
+// diff adds what turns h into r, the rules of a Service port.
+func (r *rendered) diff(out []Change, of proxy.PortName, h having) []Change {
 	// Each group goes to the head of its chain, so the last one comes first.
-	for i := len(u.shared) - 1; i >= 0; i-- {
-		if c, ok := u.shared[i].diff(h); ok {
-			c.Service = u.svc.Name
+	for i := len(r.shared) - 1; i >= 0; i-- {
+		if c, ok := r.shared[i].diff(h); ok {
+			c.Service = of
 			out = append(out, c)
 		}
 	}
-	for i := range u.chains {
-		if c, ok := u.chains[i].diff(h); ok {
-			c.Service = u.svc.Name
+	for i := range r.chains {
+		if c, ok := r.chains[i].diff(h); ok {
+			c.Service = of
 			out = append(out, c)
 		}
 	}
@@ -119,51 +130,47 @@ func (g *group) diff(h having) (Change, bool) {
 	return d, !intact
 }
 
-// gone lists what of an old unit is to be taken away; keep is what takes its
-// place, nil for nothing.
-func (u *unit) gone(keep *unit) []Change {
-	var out []Change
-	if keep == nil {
-		keep = &unit{}
-	}
-	for _, g := range u.shared {
+// gone adds what of the old rules of a Service port is to be taken away; keep is
+// what takes their place.
+func (r *rendered) gone(out []Change, of proxy.PortName, keep *rendered) []Change {
+	for _, g := range r.shared {
 		var rest []string
-		for _, r := range g.rules {
-			if !keep.shares(g.table, g.chain, r) {
-				rest = append(rest, r)
+		for _, text := range g.rules {
+			if !keep.shares(g.table, g.chain, text) {
+				rest = append(rest, text)
 			}
 		}
 		if len(rest) > 0 {
-			out = append(out, Change{Table: g.table, Chain: g.chain, Service: u.svc.Name,
+			out = append(out, Change{Table: g.table, Chain: g.chain, Service: of,
 				Kind: xtables.Changed, Remove: rest, what: discard})
 		}
 	}
-	for i := len(u.chains) - 1; i >= 0; i-- { // those that lead to others first
-		c := &u.chains[i]
+	for i := len(r.chains) - 1; i >= 0; i-- { // those that lead to others first
+		c := &r.chains[i]
 		if _, ok := keep.own(c.table, c.name); !ok {
-			out = append(out, Change{Table: c.table, Chain: c.name, Service: u.svc.Name, Kind: xtables.Extra, Remove: c.rules})
+			out = append(out, Change{Table: c.table, Chain: c.name, Service: of, Kind: xtables.Extra, Remove: c.rules})
 		}
 	}
 	return out
 }
 
-func (u *unit) own(table, name string) ([]string, bool) {
-	for i := range u.chains {
-		if u.chains[i].name == name && u.chains[i].table == table {
-			return u.chains[i].rules, true
+func (r *rendered) own(table, name string) ([]string, bool) {
+	for i := range r.chains {
+		if r.chains[i].name == name && r.chains[i].table == table {
+			return r.chains[i].rules, true
 		}
 	}
 	return nil, false
 }
 
-func (u *unit) stands(table, chain, rule string) (place, times int) {
+func (r *rendered) stands(table, chain, rule string) (place, times int) {
 	n := 0
-	for _, g := range u.shared {
+	for _, g := range r.shared {
 		if g.table != table || g.chain != chain {
 			continue
 		}
-		for _, r := range g.rules {
-			if n++; r == rule {
+		for _, text := range g.rules {
+			if n++; text == rule {
 				place, times = n, times+1
 			}
 		}
@@ -171,8 +178,8 @@ func (u *unit) stands(table, chain, rule string) (place, times int) {
 	return place, times
 }
 
-func (u *unit) shares(table, chain, rule string) bool {
-	_, times := u.stands(table, chain, rule)
+func (r *rendered) shares(table, chain, rule string) bool {
+	_, times := r.stands(table, chain, rule)
 	return times > 0
 }
 
@@ -189,15 +196,16 @@ func (p *program) since(old *program) []Change {
 		switch was {
 		case u:
 		case nil:
-			out = u.diff(out, &unit{})
+			out = append(out, Change{Service: u.svc.Name, Kind: xtables.Missing, all: u})
 		default:
-			out = u.diff(out, was)
-			out = append(out, was.gone(u)...)
+			now, then := u.render(whole), was.render(whole)
+			out = now.diff(out, u.svc.Name, then)
+			out = then.gone(out, u.svc.Name, now)
 		}
 	}
 	for _, u := range old.units { // in order, and after all that may take over their addresses
 		if before[u.svc.Name] == u {
-			out = append(out, u.gone(nil)...)
+			out = u.render(whole).gone(out, u.svc.Name, &rendered{})
 		}
 	}
 	return out

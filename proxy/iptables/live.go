@@ -44,21 +44,23 @@ func (l *live) diff(p *program) []Change {
 	out := l.fixed(p.fixed)
 	wanted := make(map[[2]string]bool) // chains
 	rules := make(map[[3]string]bool)  // rules in shared chains
-	most := 0
-	for _, u := range p.units {
-		most += len(u.shared) + len(u.chains)
-	}
-	if _, ok := l.own("nat", chainServices); !ok {
-		out = slices.Grow(out, most) // nothing is there yet
+	bare := l.bare(p.fixed)
+	if bare {
+		out = slices.Grow(out, len(p.units))
 	}
 	for _, u := range p.units {
-		out = u.diff(out, l)
-		for i := range u.chains {
-			wanted[[2]string{u.chains[i].table, u.chains[i].name}] = true
+		if bare {
+			out = append(out, Change{Service: u.svc.Name, Kind: xtables.Missing, all: u})
+			continue
 		}
-		for _, g := range u.shared {
-			for _, r := range g.rules {
-				rules[[3]string{g.table, g.chain, r}] = true
+		r := u.render(whole)
+		out = r.diff(out, u.svc.Name, l)
+		for i := range r.chains {
+			wanted[[2]string{r.chains[i].table, r.chains[i].name}] = true
+		}
+		for _, g := range r.shared {
+			for _, text := range g.rules {
+				rules[[3]string{g.table, g.chain, text}] = true
 			}
 		}
 	}
@@ -86,6 +88,16 @@ func (l *live) diff(p *program) []Change {
 		wanted[[2]string{p.fixed.own[i].table, p.fixed.own[i].name}] = true
 	}
 	return append(out, l.stale(wanted)...)
+}
+
+// bare reports whether nothing of any Service is there.
+func (l *live) bare(f *fixed) bool {
+	for i := range f.shared {
+		if _, ok := l.own(f.shared[i].table, f.shared[i].name); ok {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(l.Chains("nat"), isServiceChain)
 }
 
 // fixed compares what does not depend on Services.

@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -29,6 +30,11 @@ func plans(changes []Change) (first, second xtables.Plan) {
 	)
 	for i := 0; i < len(changes); {
 		c := &changes[i]
+		if c.all != nil {
+			planNew(c, &refuse, &prepare, &services)
+			i++
+			continue
+		}
 		if c.Service != (proxy.PortName{}) {
 			j := i + 1
 			for j < len(changes) && changes[j].Service == c.Service {
@@ -69,6 +75,86 @@ func plans(changes []Change) (first, second xtables.Plan) {
 		}
 	}
 	return xtables.Plan{fixed, refuse, prepare, services, dispose, stale}, xtables.Plan{admit}
+}
+
+// lineBytes is about the length of a line.
+const lineBytes = 80
+
+// planNew orders what makes a Service port of which nothing is there. Its part of
+// nat is made when it is written.
+func planNew(c *Change, refuse, prepare, services *xtables.Phase) {
+	u, owner := c.all, c.owner()
+	refusals := xtables.Unit{Table: "filter", Owner: owner}
+	eps := u.reached()
+	used := len(eps) > 0 // of nat
+	shared := u.render(dispatch).shared
+	for i := len(shared) - 1; i >= 0; i-- {
+		if c, ok := shared[i].diff(&rendered{}); ok && c.Table == "filter" {
+			c.into(&refusals)
+		} else {
+			used = used || ok
+		}
+	}
+	if len(refusals.Lines) > 0 {
+		refuse.Units = append(refuse.Units, refusals)
+	}
+	if !used {
+		return
+	}
+	if size := u.about(len(eps)); size <= bigUnit {
+		services.Units = append(services.Units, xtables.Unit{Table: "nat", Owner: owner, About: size * lineBytes,
+			Make: func(rules bool) ([]xtables.ChainText, []string) { return u.nat(rules, true, u.reached()) }})
+		return
+	}
+	for part := range slices.Chunk(eps, bigUnit/4) {
+		prepare.Units = append(prepare.Units, xtables.Unit{Table: "nat", Owner: owner, About: 4 * len(part) * lineBytes,
+			Make: func(rules bool) ([]xtables.ChainText, []string) { return u.nat(rules, false, part) }})
+	}
+	services.Units = append(services.Units, xtables.Unit{Table: "nat", Owner: owner, About: 2 * len(eps) * lineBytes,
+		Make: func(rules bool) ([]xtables.ChainText, []string) { return u.nat(rules, true, nil) }})
+}
+
+// about is how many lines u has in nat, or somewhat less, with eps endpoints.
+func (u *unit) about(eps int) int {
+	lines, each := 8+len(u.svc.SourceRanges)+len(u.svc.ExternalIPs)+2*len(u.svc.LoadBalancerIPs), 1
+	if u.svc.Affinity > 0 {
+		each++
+	}
+	lines += (3 + each) * eps
+	if u.by.cfg.Trace {
+		lines += eps
+	}
+	if u.svc.UsesLocal() {
+		lines += each * len(u.sel.Local)
+	}
+	return lines
+}
+
+// nat makes u's part of nat as text: the chains of eps and, with lead, those that
+// lead to them and the dispatch.
+func (u *unit) nat(rules, lead bool, eps []netip.AddrPort) (chains []xtables.ChainText, lines []string) {
+	d := named
+	if rules {
+		d = whole
+	}
+	w := u.writer(d)
+	w.endpoints(eps)
+	if lead {
+		w.write()
+	}
+	if rules && lead && eps != nil {
+		u.note(&w.rendered)
+	}
+	chains = make([]xtables.ChainText, len(w.chains))
+	for i := range w.chains {
+		chains[i] = xtables.ChainText{Name: w.chains[i].name, Rules: w.chains[i].rules}
+	}
+	for i := len(w.shared) - 1; i >= 0; i-- {
+		if c, ok := w.shared[i].diff(&rendered{}); ok && c.Table == "nat" {
+			lines = append(lines, c.lines()...)
+		}
+	}
+	return chains, lines
 }
 
 // planService orders the changes of one Service port.

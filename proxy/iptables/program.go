@@ -28,7 +28,7 @@ func (p *program) Index() proxy.Index {
 	p.indexed.Do(func() {
 		n := len(p.fixed.tagged)
 		for _, u := range p.units {
-			n += len(u.tagged)
+			n += len(u.tagged())
 		}
 		p.index = make(proxy.Index, n)
 		add := func(rules []*proxy.Rule) {
@@ -40,7 +40,7 @@ func (p *program) Index() proxy.Index {
 		}
 		add(p.fixed.tagged)
 		for _, u := range p.units {
-			add(u.tagged)
+			add(u.tagged())
 		}
 	})
 	return p.index
@@ -56,14 +56,14 @@ var tables = [...]string{"mangle", "filter", "nat"}
 // that has none of it yet.
 func (p *program) Text() string {
 	var b bytes.Buffer
-	p.writeRules(&b, p.units, true)
+	p.writeRules(&b, renderAll(p.units), true)
 	return b.String()
 }
 
 // writeRules writes the fixed rules and those of units. With insert, jumps are
 // inserted into built-in chains that are not named; else those chains are
 // written as if nothing but our jumps stood in them, as iptables-save would.
-func (p *program) writeRules(b *bytes.Buffer, units []*unit, insert bool) {
+func (p *program) writeRules(b *bytes.Buffer, units []*rendered, insert bool) {
 	for _, table := range tables {
 		b.WriteString("*" + table + "\n")
 		if !insert {
@@ -103,7 +103,12 @@ func (p *program) RuleCounts() map[proxy.Table]int {
 	for _, table := range tables {
 		t := proxy.Table{IP6: six, Name: table}
 		n[t] = 0
-		p.eachChain(table, p.units, func(_ string, rules []string) { n[t] += len(rules) })
+		p.eachChain(table, nil, func(_ string, rules []string) { n[t] += len(rules) })
+	}
+	nat, filter := proxy.Table{IP6: six, Name: "nat"}, proxy.Table{IP6: six, Name: "filter"}
+	for _, u := range p.units {
+		a, b := u.count()
+		n[nat], n[filter] = n[nat]+a, n[filter]+b
 	}
 	for i := range p.fixed.jumps {
 		n[proxy.Table{IP6: six, Name: p.fixed.jumps[i].table}]++
@@ -111,8 +116,16 @@ func (p *program) RuleCounts() map[proxy.Table]int {
 	return n
 }
 
+func renderAll(units []*unit) []*rendered {
+	all := make([]*rendered, len(units))
+	for i, u := range units {
+		all[i] = u.render(whole)
+	}
+	return all
+}
+
 // eachChain calls f for every chain of a table, in a fixed order.
-func (p *program) eachChain(table string, units []*unit, f func(name string, rules []string)) {
+func (p *program) eachChain(table string, units []*rendered, f func(name string, rules []string)) {
 	for i := range p.fixed.shared {
 		c := &p.fixed.shared[i]
 		if c.table != table {

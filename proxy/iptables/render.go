@@ -47,17 +47,20 @@ func (f *fixed) same(o *fixed) bool {
 	return slices.EqualFunc(f.shared, o.shared, func(a, b sharedChain) bool { return slices.Equal(a.last, b.last) })
 }
 
-// renderer renders for one Config and Node.
+// renderer renders for one Config and Node. Units keep it; any goroutine may
+// use it.
 type renderer struct {
 	cfg  *Config
 	node proxy.Node
 	// sctp says that there are Services of SCTP, whose rules take a kernel that
 	// has the match.
 	sctp  bool
-	probs []string // by number of endpoints left
 	local detector
 	// large leaves out the comments of endpoints; see largeEndpoints.
 	large bool
+
+	mu    sync.Mutex // protects what follows
+	probs []string   // by number of endpoints left
 }
 
 // largeEndpoints is the number of endpoints beyond which their rules have no
@@ -73,6 +76,8 @@ func (r *renderer) aboutEndpoint(s string) string {
 }
 
 func (r *renderer) probability(n int) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for len(r.probs) <= n {
 		r.probs = append(r.probs, "")
 	}
@@ -279,7 +284,7 @@ func hasSCTP(s *proxy.Snapshot) bool {
 
 // Render says what should be in the kernel for the Services of the Config's
 // family. Units of Services that did not change are taken over from the last
-// call, which is why the same input costs less the second time.
+// call; the text of rules is made when it is needed.
 func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 	b.render.Lock()
 	defer b.render.Unlock()

@@ -95,7 +95,7 @@ func golden(t *testing.T, file, got string) {
 func TestBudget(t *testing.T) {
 	count := func(s *proxy.Snapshot, table string) (n int) {
 		p := New(overallConfig()).Render(s, proxy.Overlay{}).(*program)
-		p.eachChain(table, p.units, func(_ string, rules []string) { n += len(rules) })
+		p.eachChain(table, renderAll(p.units), func(_ string, rules []string) { n += len(rules) })
 		return n
 	}
 	s := &proxy.Snapshot{}

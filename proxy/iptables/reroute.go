@@ -151,7 +151,7 @@ func (b *Backend) plan(p *program, s *proxy.Stuck) (r rerouted, ok bool) {
 	if out.Affinity > 0 {
 		// Or the client would be sent to the dead endpoint again next time.
 		for _, ep := range s.Tried {
-			if b.hasChain(p, prefixEndpoint+endpointHash(out.Service, ep)) {
+			if p.hasChain(prefixEndpoint+endpointHash(out.Service, ep), ep) {
 				r.rules = append(r.rules, line(match, recent(b.cfg.Family, prefixEndpoint+endpointHash(out.Service, ep), "--remove")))
 			}
 		}
@@ -276,17 +276,17 @@ func (b *Backend) leaveChains(ctx context.Context, p *program, rep *proxy.Report
 		return nil
 	}
 	before := len(b.reroute.moved)
-	b.reroute.moved = slices.DeleteFunc(b.reroute.moved, func(r rerouted) bool { return !b.hasChain(p, r.chain) })
+	b.reroute.moved = slices.DeleteFunc(b.reroute.moved, func(r rerouted) bool { return !p.hasChain(r.chain, r.to) })
 	if len(b.reroute.moved) == before {
 		return nil
 	}
 	return b.writeReroutes(ctx, p, rep)
 }
 
-func (b *Backend) hasChain(p *program, name string) bool {
+// hasChain reports whether p has a chain, of an endpoint.
+func (p *program) hasChain(name string, ep netip.AddrPort) bool {
 	return slices.ContainsFunc(p.units, func(u *unit) bool {
-		_, ok := u.own("nat", name)
-		return ok
+		return u.reaches(ep) && name == prefixEndpoint+endpointHash(u.svc.Name, ep)
 	})
 }
 
@@ -303,7 +303,7 @@ func (b *Backend) writeReroutes(ctx context.Context, p *program, rep *proxy.Repo
 	lines := []string{":" + chainReroute + " - [0:0]"}
 	for i := range b.reroute.moved {
 		r := &b.reroute.moved[i]
-		if !b.hasChain(p, r.chain) {
+		if !p.hasChain(r.chain, r.to) {
 			continue
 		}
 		for _, rule := range r.rules {

@@ -36,6 +36,7 @@ func (p *program) ruleset(units []*unit) *xtables.Ruleset {
 // unitRules parses what units have in chains of their own and in shared ones.
 func (p *program) unitRules(units []*unit) *xtables.Ruleset {
 	var b bytes.Buffer
+	all := renderAll(units)
 	for _, table := range tables {
 		b.WriteString("*" + table + "\n")
 		write := func(chain string, rules []string) {
@@ -43,7 +44,7 @@ func (p *program) unitRules(units []*unit) *xtables.Ruleset {
 				b.WriteString("-A " + chain + " " + r + "\n")
 			}
 		}
-		for _, u := range units {
+		for _, u := range all {
 			for _, g := range u.shared {
 				if g.table == table {
 					write(g.chain, g.rules)

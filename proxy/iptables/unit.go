@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/kptrace/kptrace/proxy"
 )
@@ -24,20 +26,41 @@ type group struct {
 }
 
 // unit is one Service port's share of the rules. It is immutable and lives
-// from one Program to the next while the Service stays as it is.
+// from one Program to the next while the Service stays as it is. Rules are
+// made whenever they are asked for: the text of 5,000 Services of 10 endpoints
+// takes 30 MB, and is seldom needed again.
 type unit struct {
 	svc  proxy.Service // Endpoints are left out: see sel
 	sel  proxy.Select
 	hash string
+	by   *renderer
 
-	chains []chain // of nat, those of endpoints first
-	shared []group
-	tagged []*proxy.Rule
+	// counted are the numbers of rules in nat and filter once they were made.
+	counted atomic.Pointer[[2]int]
+	tagOnce sync.Once // guards tags
+	tags    []*proxy.Rule
 
 	// from is what sel was chosen from while nothing was out, nil if unknown.
 	// It is Render's alone.
 	from []proxy.Endpoint
 }
+
+// rendered is a unit's rules.
+type rendered struct {
+	chains []chain // of nat, those of endpoints first
+	shared []group
+	tagged []*proxy.Rule
+}
+
+// detail says how much of a unit is made, each what stands before it and more.
+type detail uint8
+
+const (
+	dispatch detail = iota // shared
+	named                  // chains without their rules
+	whole
+	tagged
+)
 
 // selected reports whether sel is what a Select of eps gives. Snapshots do not
 // change, so endpoints in the same place are the same.
@@ -60,20 +83,73 @@ func (u *unit) same(svc *proxy.Service, sel *proxy.Select) bool {
 
 func sameAddr(a, b proxy.Endpoint) bool { return a.Addr == b.Addr }
 
-// unitWriter makes one unit.
+// unitWriter makes the rules of one unit.
 type unitWriter struct {
 	*renderer
 	*unit
+	rendered
+	detail     detail
 	key, proto string
 }
 
-// unit renders one Service port. It has been checked.
+// unit is of one Service port. It has been checked.
 func (r *renderer) unit(svc *proxy.Service, sel proxy.Select) *unit {
-	u := &unit{svc: *svc, sel: sel, hash: serviceHash(svc.Name)}
+	u := &unit{svc: *svc, sel: sel, hash: serviceHash(svc.Name), by: r}
 	u.svc.Endpoints = nil
-	w := unitWriter{renderer: r, unit: u, key: svc.Name.String(), proto: svc.Name.Proto.String()}
-	w.write()
 	return u
+}
+
+func (u *unit) writer(d detail) *unitWriter {
+	return &unitWriter{renderer: u.by, unit: u, detail: d, key: u.svc.Name.String(), proto: u.svc.Name.Proto.String()}
+}
+
+// render makes the rules.
+func (u *unit) render(d detail) *rendered {
+	w := u.writer(d)
+	if d >= named {
+		w.endpoints(u.reached())
+	}
+	w.write()
+	if d >= whole {
+		u.note(&w.rendered)
+	}
+	return &w.rendered
+}
+
+// note counts the rules of r, which are all of u.
+func (u *unit) note(r *rendered) {
+	if u.counted.Load() != nil {
+		return
+	}
+	n := [2]int{}
+	for i := range r.chains {
+		n[0] += len(r.chains[i].rules)
+	}
+	for _, g := range r.shared {
+		if g.table == "nat" {
+			n[0] += len(g.rules)
+		} else {
+			n[1] += len(g.rules)
+		}
+	}
+	u.counted.Store(&n)
+}
+
+// count returns the numbers of rules in nat and filter.
+func (u *unit) count() (nat, filter int) {
+	if u.counted.Load() == nil {
+		u.render(whole)
+	}
+	n := u.counted.Load()
+	return n[0], n[1]
+}
+
+// tagged are the rules that report.
+func (u *unit) tagged() []*proxy.Rule {
+	if u.by.cfg.Trace {
+		u.tagOnce.Do(func() { u.tags = u.render(tagged).tagged })
+	}
+	return u.tags
 }
 
 // write follows the order of syncProxyRules in kube-proxy 1.36.
@@ -141,7 +217,9 @@ func (w *unitWriter) write() {
 			dport("tcp", svc.HealthCheckNodePort), "-j ACCEPT"))
 	}
 
-	w.endpoints()
+	if w.detail < named {
+		return
+	}
 	if has && svc.UsesCluster() {
 		w.balance(prefixService+w.hash, internal, sel.Cluster, proxy.TagMiss, w.hash)
 	}
@@ -219,7 +297,7 @@ func (w *unitWriter) refusal(chain string, rule *proxy.Rule, match matcher, abou
 		w.share("filter", chain, match(about, target))
 		return
 	}
-	w.tagged = append(w.tagged, rule)
+	w.tag(rule)
 	w.share("filter", chain, match(about, w.nflog(rule.Tag, nflogSize)), match(about, target))
 }
 
@@ -228,29 +306,56 @@ func (w *unitWriter) add(name string, rules []string) {
 	w.chains = append(w.chains, chain{"nat", name, rules})
 }
 
-// endpoints writes the chains of all endpoints that any chain leads to.
-func (w *unitWriter) endpoints() {
-	cluster := w.svc.UsesCluster()
-	w.chains = make([]chain, 0, len(w.sel.Cluster)+4)
+func (w *unitWriter) tag(r *proxy.Rule) {
+	if w.detail >= tagged {
+		w.rendered.tagged = append(w.rendered.tagged, r)
+	}
+}
+
+// reached lists the endpoints that any chain leads to.
+func (u *unit) reached() []netip.AddrPort {
+	all := make([]netip.AddrPort, 0, len(u.sel.Cluster))
+	cluster := u.svc.UsesCluster()
 	if cluster {
-		for i := range w.sel.Cluster {
-			w.endpoint(w.sel.Cluster[i].Addr)
+		for i := range u.sel.Cluster {
+			all = append(all, u.sel.Cluster[i].Addr)
 		}
 	}
-	if !w.svc.UsesLocal() {
-		return
+	if !u.svc.UsesLocal() {
+		return all
 	}
-	for i := range w.sel.Local {
-		ep := w.sel.Local[i]
-		if !cluster || !slices.ContainsFunc(w.sel.Cluster, func(e proxy.Endpoint) bool { return sameAddr(e, ep) }) {
-			w.endpoint(ep.Addr)
+	for i := range u.sel.Local {
+		ep := u.sel.Local[i]
+		if !cluster || !slices.ContainsFunc(u.sel.Cluster, func(e proxy.Endpoint) bool { return sameAddr(e, ep) }) {
+			all = append(all, ep.Addr)
 		}
+	}
+	return all
+}
+
+// reaches reports whether reached lists an endpoint.
+func (u *unit) reaches(ep netip.AddrPort) bool {
+	is := func(e proxy.Endpoint) bool { return e.Addr == ep }
+	return u.svc.UsesCluster() && slices.ContainsFunc(u.sel.Cluster, is) ||
+		u.svc.UsesLocal() && slices.ContainsFunc(u.sel.Local, is)
+}
+
+// endpoints writes the chains of endpoints.
+func (w *unitWriter) endpoints(eps []netip.AddrPort) {
+	w.chains = make([]chain, 0, len(eps)+4)
+	for _, ep := range eps {
+		w.endpoint(ep)
 	}
 }
 
 func (w *unitWriter) endpoint(ep netip.AddrPort) {
 	id := endpointHash(w.svc.Name, ep)
-	name, about := prefixEndpoint+id, w.aboutEndpoint(w.key)
+	name := prefixEndpoint + id
+	if w.detail < whole {
+		w.add(name, nil)
+		return
+	}
+	about := w.aboutEndpoint(w.key)
 	size := 2
 	if w.cfg.Trace {
 		size++
@@ -260,8 +365,10 @@ func (w *unitWriter) endpoint(ep netip.AddrPort) {
 	if w.cfg.Trace {
 		tag := proxy.Tag{Kind: proxy.TagPick, ID: id}
 		rules = append(rules, line(about, w.nflog(tag, nflogSize)))
-		w.tagged = append(w.tagged, &proxy.Rule{Tag: tag, Table: "nat", Chain: name, Service: w.svc.Name,
-			Endpoint: ep, Purpose: "pick " + ep.String() + " for " + w.key})
+		if w.detail >= tagged {
+			w.tag(&proxy.Rule{Tag: tag, Table: "nat", Chain: name, Service: w.svc.Name,
+				Endpoint: ep, Purpose: "pick " + ep.String() + " for " + w.key})
+		}
 	}
 	affinity := ""
 	if w.svc.Affinity > 0 {
@@ -273,7 +380,15 @@ func (w *unitWriter) endpoint(ep netip.AddrPort) {
 
 // balance writes a chain that picks one of eps.
 func (w *unitWriter) balance(name, internal string, eps []proxy.Endpoint, kind proxy.TagKind, id string) {
-	rules := make([]string, 0, 2+2*len(eps))
+	if w.detail < whole {
+		w.add(name, nil)
+		return
+	}
+	size := 2 + len(eps)
+	if w.svc.Affinity > 0 {
+		size += len(eps)
+	}
+	rules := make([]string, 0, size)
 	if name == internal {
 		not := w.local
 		if w.cfg.MasqueradeAll {
@@ -294,7 +409,7 @@ func (w *unitWriter) balance(name, internal string, eps []proxy.Endpoint, kind p
 		if w.cfg.Trace {
 			tag := proxy.Tag{Kind: kind, ID: id}
 			rules = append(rules, line(comment(w.key), w.nflog(tag, nflogSize)))
-			w.tagged = append(w.tagged, &proxy.Rule{Tag: tag, Table: "nat", Chain: name, Service: w.svc.Name,
+			w.tag(&proxy.Rule{Tag: tag, Table: "nat", Chain: name, Service: w.svc.Name,
 				Purpose: "report that no session affinity of " + w.key + " holds for the client"})
 		}
 	}
@@ -311,6 +426,10 @@ func (w *unitWriter) balance(name, internal string, eps []proxy.Endpoint, kind p
 
 // external writes the chain for traffic from outside the cluster.
 func (w *unitWriter) external(ext, policy string, has bool) {
+	if w.detail < whole {
+		w.add(ext, nil)
+		return
+	}
 	var rules []string
 	about := func(s string) string { return comment(strings.Replace(s, "%", w.key, 1)) }
 	cluster, local := jump(prefixService+w.hash), "-m addrtype --src-type LOCAL"
@@ -332,6 +451,10 @@ func (w *unitWriter) external(ext, policy string, has bool) {
 
 // firewall writes the chain that lets the source ranges through.
 func (w *unitWriter) firewall(fw, ext string) {
+	if w.detail < whole {
+		w.add(fw, nil)
+		return
+	}
 	var rules []string
 	about, node := comment(w.key+" loadbalancer IP"), false
 	for _, cidr := range w.svc.SourceRanges {

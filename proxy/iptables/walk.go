@@ -190,7 +190,7 @@ func (o *outcomeOf) leaf(l *xtables.Leaf) {
 // claim finds the Service whose rules a way used.
 func (o *outcomeOf) claim(l *xtables.Leaf) {
 	for i := range o.owners {
-		u := o.units[o.owners[i].Unit]
+		u := o.units[o.owners[i].Unit].render(dispatch)
 		for j := range l.Steps {
 			s := &l.Steps[j]
 			if s.Rule != nil && u.shares(s.Table, s.Chain, o.text(s.Rule)) {
