@@ -23,6 +23,7 @@ type Backend struct {
 	// memoLarge says whether units were made without comments of endpoints.
 	memoLarge bool
 	walks     *proxy.WalkCache[walkKey]
+	last      rendering
 
 	apply   sync.Mutex // protects what follows
 	flavour xtables.Flavour

@@ -186,11 +186,12 @@ func (r *rendered) shares(table, chain, rule string) bool {
 // since lists what turns old into p, given that both have the same fixed rules.
 func (p *program) since(old *program) []Change {
 	var out []Change
-	before := make(map[proxy.PortName]*unit, len(old.units))
-	for _, u := range old.units {
+	were, are := differing(old.units, p.units)
+	before := make(map[proxy.PortName]*unit, len(were))
+	for _, u := range were {
 		before[u.svc.Name] = u
 	}
-	for _, u := range p.units {
+	for _, u := range are {
 		was := before[u.svc.Name]
 		delete(before, u.svc.Name)
 		switch was {
@@ -203,12 +204,24 @@ func (p *program) since(old *program) []Change {
 			out = then.gone(out, u.svc.Name, now)
 		}
 	}
-	for _, u := range old.units { // in order, and after all that may take over their addresses
+	for _, u := range were { // in order, and after all that may take over their addresses
 		if before[u.svc.Name] == u {
 			out = u.render(whole).gone(out, u.svc.Name, &rendered{})
 		}
 	}
 	return out
+}
+
+// differing leaves out what two lists have in common at their head and at their
+// end, which is nearly all of them.
+func differing(a, b []*unit) (x, y []*unit) {
+	for len(a) > 0 && len(b) > 0 && a[0] == b[0] {
+		a, b = a[1:], b[1:]
+	}
+	for len(a) > 0 && len(b) > 0 && a[len(a)-1] == b[len(b)-1] {
+		a, b = a[:len(a)-1], b[:len(b)-1]
+	}
+	return a, b
 }
 
 // owner names whom a change is for, in plans and errors.

@@ -290,9 +290,14 @@ func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 	defer b.render.Unlock()
 	r := &renderer{cfg: &b.cfg, node: s.Node, local: b.cfg.detector(&s.Node), large: b.isLarge(s), sctp: hasSCTP(s)}
 	p := &program{cfg: &b.cfg, node: s.Node, fixed: r.fixed()}
+	same := sameNode(b.memoNode, s.Node) && b.memoLarge == r.large
+	if same && len(o.Out) == 0 && b.patch(r, p, s.Services) {
+		b.last = rendering{s.Services, p}
+		return p
+	}
 	check := &proxy.Checker{IP6: b.cfg.Family == xtables.IPv6, Claims: make(map[proxy.Claim]proxy.Owner, len(s.Services))}
 	memo := make(map[proxy.PortName]*unit, len(s.Services))
-	same := sameNode(b.memoNode, s.Node) && b.memoLarge == r.large
+	p.units = make([]*unit, 0, len(s.Services))
 	for i := range s.Services {
 		svc, ok := check.Service(&s.Services[i])
 		if !ok {
@@ -322,6 +327,10 @@ func (b *Backend) Render(s *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 	p.walks = b.walks
 	b.memo, b.memoNode, b.memoLarge = memo, s.Node, r.large
 	p.claims, p.problems = check.Claims, check.Problems
+	b.last = rendering{}
+	if len(o.Out) == 0 {
+		b.last = rendering{s.Services, p}
+	}
 	return p
 }
 
