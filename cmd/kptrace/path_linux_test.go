@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -16,6 +18,8 @@ import (
 type pathFlow struct {
 	Client  struct{ Port int }
 	Outcome string
+	Reason  string
+	Cause   string
 	Packets []struct {
 		Packet     int
 		Name       string
@@ -299,6 +303,55 @@ func TestPathsInNFTTables(t *testing.T) {
 	table("later", "8080")
 	eventually(t, 30*time.Second, "the rule of the second table", met("later", "tcp dport 8080 counter comment"))
 	f.stop(syscall.SIGINT)
+}
+
+// TestPathsTellDrops drops what the node itself sends to an endpoint: the path ends
+// there, the failure has that reason, and where the kernel lets us see it, the segment
+// that is sent again says so.
+func TestPathsTellDrops(t *testing.T) {
+	t.Parallel()
+	for _, flavour := range []string{"nft", "legacy"} {
+		t.Run(flavour, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.run("", "iptables-"+flavour, "-w", "-I", "OUTPUT", "-p", "tcp", "--dport", "8080", "-j", "DROP")
+			w.serve(1, 2)
+			w.write(map[string]string{"foo.yaml": manifest("foo", 10, 8080, "", 1, 2)})
+			w.synced(w.proxy("--iptables-flavour", flavour))
+			f := w.followPaths(flavour, "--updates")
+			err := w.ns.Do(func() error {
+				if c, err := net.DialTimeout("tcp", "10.96.0.10:80", 2500*time.Millisecond); err == nil {
+					c.Close()
+					return errors.New("connected")
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			refused := strings.Contains(w.must("status"), "without the kernel's reasons for drops")
+			again := func(f *pathFlow) bool {
+				for _, h := range f.Path {
+					if h.Kind == "socket" && strings.Contains(h.Purpose, "sent again") {
+						return true
+					}
+				}
+				return false
+			}
+			eventually(t, 30*time.Second, "the failure, its reason, and what was sent again", func() bool {
+				for _, flow := range pathFlows(t, completeLines(f.out.String())) {
+					if flow.Reason == "dropped-by-rule" && (refused || again(&flow)) {
+						if flow.Cause != "rule 4 of filter/OUTPUT: -p tcp -m tcp --dport 8080 -j DROP" || refused && again(&flow) {
+							t.Errorf("cause %q of %+v", flow.Cause, flow)
+						}
+						return true
+					}
+				}
+				return false
+			})
+			f.stop(syscall.SIGINT)
+		})
+	}
 }
 
 // completeLines is text without a line that is still being written.

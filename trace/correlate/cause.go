@@ -3,6 +3,7 @@ package correlate
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/kptrace/kptrace/conntrack"
@@ -36,6 +37,10 @@ func (c *Correlator) cause(r *rec) {
 	if r.relayed {
 		return // the proxy itself tells
 	}
+	if r.fate != nil && unanswered(f.Reason) {
+		f.Reason, f.Cause = r.fate.reason, r.fate.cause
+		return
+	}
 	if r.settled { // by whoever was asked
 		f.Reason = r.told
 		return
@@ -65,6 +70,55 @@ func (c *Correlator) cause(r *rec) {
 	if (f.Reason == trace.DroppedOnNode || f.Reason == trace.DroppedByRule || r.told == trace.Unreachable) && f.Cause == "" || r.elsewhere {
 		c.inquire(r)
 	}
+}
+
+// unanswered reports whether a reason says no more than that nothing came back.
+func unanswered(why trace.Reason) bool {
+	return why == trace.SynUnanswered || why == trace.NoReply || why == trace.DroppedOnNode
+}
+
+// fate is the end of a packet's way.
+type fate struct {
+	reason trace.Reason
+	cause  string
+}
+
+// fateOf says what ended the way of a packet on this node, as its path shows it: a
+// rule or policy that drops, or the kernel's word. Rules of a kube-proxy have meanings
+// of their own, and are left to those who know them.
+func fateOf(p *trace.Path) *fate {
+	n := len(p.Hops)
+	if n == 0 || p.Incomplete {
+		return nil
+	}
+	last := &p.Hops[n-1]
+	given := ""
+	if last.Kind == trace.HopDrop {
+		given = last.Text
+		if n > 1 {
+			last = &p.Hops[n-2]
+		}
+	}
+	switch given {
+	case "IP_RPFILTER":
+		return &fate{trace.RPFilter, p.Hops[n-1].Purpose}
+	case "IP_INNOROUTES", "IP_OUTNOROUTES":
+		return &fate{reason: trace.NoRoute}
+	}
+	if last.Verdict != "drop" || strings.HasPrefix(last.Chain, "KUBE-") {
+		return nil
+	}
+	where := last.Table + "/" + last.Chain
+	if last.Bridge() {
+		where += " of a bridge"
+	}
+	switch {
+	case last.Kind == trace.HopPolicy:
+		return &fate{trace.PolicyDrop, "the policy of " + where}
+	case last.Kind == trace.HopRule && last.Text != "":
+		return &fate{trace.DroppedByRule, fmt.Sprintf("rule %d of %s: %s", last.Rule, where, last.Text)}
+	}
+	return nil
 }
 
 // inquire asks once why a flow failed.

@@ -116,7 +116,10 @@ func (c *Correlator) Path(p *trace.Path, packet *trace.PacketHeader) bool {
 		return true
 	}
 	if r := c.owner(packet); r != nil {
-		c.amend(&place{r: r}, func(f *trace.Flow) { addPath(f, p) })
+		c.amend(&place{r: r}, func(f *trace.Flow) {
+			addPath(f, p)
+			c.ended(r, f, p)
+		})
 		return true
 	}
 	if gone := c.pastOwner(packet, false); gone != nil {
@@ -124,6 +127,16 @@ func (c *Correlator) Path(p *trace.Path, packet *trace.PacketHeader) bool {
 		return true
 	}
 	return false
+}
+
+// ended notes what the path of a packet that is to open a connection shows of its end.
+func (c *Correlator) ended(r *rec, f *trace.Flow, p *trace.Path) {
+	if p.Tuple != r.orig || r.answered || r.relayed || p.Packet != "SYN" && r.tcp() {
+		return
+	}
+	if r.fate = fateOf(p); r.fate != nil && f.Outcome.Failed() && unanswered(f.Reason) {
+		f.Reason, f.Cause = r.fate.reason, r.fate.cause
+	}
 }
 
 // amend changes a flow.

@@ -109,3 +109,47 @@ func TestPathsAreNotWaitedForForever(t *testing.T) {
 		t.Error("kept though nobody traces")
 	}
 }
+
+// TestPathTellsTheEnd takes the reason of a failure from the path of the packet that
+// was last sent, whether that is known before or after the failure.
+func TestPathTellsTheEnd(t *testing.T) {
+	rule := trace.Hop{Kind: trace.HopRule, Hook: "forward", Table: "filter", Chain: "FORWARD", Rule: 2, Text: "-p tcp -j DROP", Verdict: "drop"}
+	policy := trace.Hop{Kind: trace.HopPolicy, Hook: "forward", Table: "filter", Chain: "FORWARD", Verdict: "drop"}
+	kernel := func(why string) trace.Hop {
+		return trace.Hop{Kind: trace.HopDrop, Text: why, Purpose: "the kernel gave it up in f, at eth0", Verdict: "drop", Source: trace.Drops}
+	}
+	ours := rule
+	ours.Chain = "KUBE-FORWARD"
+	passed := trace.Hop{Kind: trace.HopPolicy, Hook: "postrouting", Table: "nat", Chain: "POSTROUTING", Verdict: "accept"}
+	for name, c := range map[string]struct {
+		hops  []trace.Hop
+		why   trace.Reason
+		cause string
+	}{
+		"a rule":                 {[]trace.Hop{rule}, trace.DroppedByRule, "rule 2 of filter/FORWARD: -p tcp -j DROP"},
+		"a rule, and the word":   {[]trace.Hop{rule, kernel("NETFILTER_DROP")}, trace.DroppedByRule, "rule 2 of filter/FORWARD: -p tcp -j DROP"},
+		"a policy":               {[]trace.Hop{policy}, trace.PolicyDrop, "the policy of filter/FORWARD"},
+		"the reverse path":       {[]trace.Hop{passed, kernel("IP_RPFILTER")}, trace.RPFilter, "the kernel gave it up in f, at eth0"},
+		"no route":               {[]trace.Hop{passed, kernel("IP_INNOROUTES")}, trace.NoRoute, ""},
+		"another word":           {[]trace.Hop{passed, kernel("NO_SOCKET")}, trace.DroppedOnNode, ""},
+		"a rule of a kube-proxy": {[]trace.Hop{ours}, trace.DroppedOnNode, ""},
+		"it left":                {[]trace.Hop{passed}, trace.DroppedOnNode, ""},
+	} {
+		for _, late := range []bool{false, true} {
+			l := newLab(t, func(c *correlate.Config) { c.Paths = func() bool { return true } })
+			k := l.conn(foo, "10.9.0.2:40000", ep2).pick()
+			p, h := pathOf(k.orig(), flagSYN, k.isn, 0)
+			p.Hops = c.hops
+			if late {
+				l.wait(10 * time.Second)
+			}
+			if !l.c.Path(p, h) {
+				t.Fatalf("%s: no flow", name)
+			}
+			l.wait(10 * time.Second)
+			if f := l.only(); f.Reason != c.why || c.cause != "" && f.Cause != c.cause {
+				t.Errorf("%s, late %t: %s, %q; want %s, %q", name, late, f.Reason, f.Cause, c.why, c.cause)
+			}
+		}
+	}
+}

@@ -70,6 +70,9 @@ type rec struct {
 	told        trace.Reason
 	// aside is what went wrong while the connection went on, nil if nothing is known.
 	aside *aside
+	// fate is what became on this node of the packet that was last sent to open the
+	// connection, as its path shows, nil where it shows no end.
+	fate *fate
 
 	isn uint32
 	// Times in nanoseconds; zero is unknown. newTime is set from kernel
