@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/correlate"
 	"github.com/kptrace/kptrace/trace/path"
 	"github.com/kptrace/kptrace/trace/record"
 )
@@ -95,8 +97,11 @@ func (n *node) record(ctx context.Context, to io.Writer) error {
 	})
 	w, err := record.NewWriter(to, record.Header{
 		Version: n.cfg.Version, Node: n.cfg.Name, Mode: n.cfg.Backend.Mode(), Started: time.Now(),
-		MasqueradeMark: n.cfg.MasqueradeMark, EntriesDecide: n.cfg.ReadOnly,
+		MasqueradeMark: n.cfg.MasqueradeMark, EntriesDecide: n.cfg.ReadOnly, Addrs: interfaceAddrs(),
 	})
+	if err == nil {
+		err = n.recordAffinity(ctx, w)
+	}
 	if err != nil {
 		return err
 	}
@@ -138,6 +143,40 @@ func (n *node) record(ctx context.Context, to io.Writer) error {
 		}
 	}
 	return err
+}
+
+// recordAffinity writes what the tracer knows of clients. Frames are kept already, so
+// that nothing is missing between; what both tell, a replay tells apart by its time.
+// Where the tracer does not answer, a replay knows nothing of them, and says so.
+func (n *node) recordAffinity(ctx context.Context, w *record.Writer) error {
+	var a record.Affinity
+	err := n.tracer.do(ctx, func(c *correlate.Correlator) {
+		clients, complete := c.Affinity()
+		a.Complete = complete
+		for _, s := range clients {
+			a.Clients = append(a.Clients, record.Client{
+				Addr: s.Client, Service: s.Service, Endpoint: s.Endpoint, Last: s.Last.UnixNano(), Exact: s.Exact, Evicted: s.Evicted,
+			})
+		}
+	})
+	if err != nil {
+		n.cfg.Logger.Warn("a recording begins without what is known of session affinity", "err", err)
+	}
+	return w.Affinity(a)
+}
+
+// interfaceAddrs are the node's own, but for loopback's.
+func interfaceAddrs() (all []netip.Addr) {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil // connections of the node itself are then those of elsewhere
+	}
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && !p.Addr().IsLoopback() {
+			all = append(all, p.Addr())
+		}
+	}
+	return all
 }
 
 // namesEvery is how often a recorder looks for devices that are new.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/kptrace/kptrace/proxy"
@@ -43,6 +44,9 @@ type ReplayConfig struct {
 	// Program makes what a generation of intent meant, for modes whose rules do
 	// not tell: nil, or nil as its answer, leaves it to the rules.
 	Program func(*record.State) proxy.Program
+	// Direct has connections to endpoints past Services emitted too; they are
+	// counted anyway.
+	Direct bool
 	// Emit gets every update of a flow, Loss what was missed and Packet the
 	// packets that rules reported, from the IP header on, as much of them as
 	// was copied; the bytes are valid until it returns. The last two may be nil.
@@ -63,6 +67,10 @@ type ReplayStats struct {
 	Paths, StrayPaths uint64
 	// Dropped are frames that the recorder did not come to.
 	Dropped uint64
+	// Direct counts the connections past Services, by endpoint, and View is the
+	// newest generation, nil if there was none.
+	Direct map[trace.Target]trace.Direct
+	View   *proxy.View
 }
 
 // Replay sends a recording through the decoders and the correlator of a live
@@ -74,7 +82,8 @@ func Replay(cfg ReplayConfig) (ReplayStats, error) {
 	r.c = correlate.New(correlate.Config{
 		Node: h.Node, Views: func() []*proxy.View { return r.views }, Emit: cfg.Emit, Hold: hold,
 		MasqueradeMark: h.MasqueradeMark, MaxFlows: maxFlows, EntriesDecide: h.EntriesDecide,
-		Paths: func() bool { return r.hasPaths },
+		Paths: func() bool { return r.hasPaths }, Direct: func() bool { return cfg.Direct },
+		Local: func(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(h.Addrs, a) },
 	})
 	reports := nflog.NewDecoder(r.lookup)
 	reports.Packets = cfg.Packet
@@ -92,6 +101,10 @@ func Replay(cfg ReplayConfig) (ReplayStats, error) {
 		r.deliver(r.stats.Last, true)
 		r.c.Advance(r.stats.Last.Add(time.Minute)) // what is decided by waiting
 		r.c.Flows(func(*trace.Flow) bool { return true })
+	}
+	r.stats.Direct = r.c.Direct()
+	if len(r.views) > 0 {
+		r.stats.View = r.views[0]
 	}
 	return r.stats, err
 }
@@ -149,6 +162,8 @@ func (r *replay) run() error {
 			}
 			r.rules.Add(g)
 			r.hasPaths = true
+		case it.Affinity != nil:
+			r.c.RestoreAffinity(recalled(it.Affinity), it.Affinity.Complete)
 		case it.Names != nil:
 			r.names = *it.Names
 			r.drops = drop.NewDecoder(r.names.Reasons)
@@ -167,6 +182,16 @@ func (r *replay) run() error {
 			r.stats.Dropped = it.End.Dropped
 		}
 	}
+}
+
+// recalled is what a recording tells of clients, as a correlator takes it.
+func recalled(a *record.Affinity) []correlate.AffinityState {
+	out := make([]correlate.AffinityState, len(a.Clients))
+	for i, c := range a.Clients {
+		out[i].AffinitySeed = correlate.AffinitySeed{Client: c.Addr, Service: c.Service, Endpoint: c.Endpoint, Last: time.Unix(0, c.Last)}
+		out[i].Exact, out[i].Evicted = c.Exact, c.Evicted
+	}
+	return out
 }
 
 // state makes a generation of intent the newest one.

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/exporters/relay"
 	"github.com/kptrace/kptrace/exporters/text"
 	"github.com/kptrace/kptrace/node"
 	"github.com/kptrace/kptrace/proxy"
@@ -72,6 +73,7 @@ said, and the exit code is 1.`,
 	fl.StringArrayVar(&w.to, "to", nil, "only to this endpoint (as --from), or svc/x, or the address dialled")
 	fl.StringArrayVar(&w.ports, "port", nil, "only to this Service port, by number or name")
 	fl.StringSliceVar(&w.outcomes, "outcome", nil, "only with this outcome, as of kptrace follow")
+	fl.BoolVar(&w.direct, "direct", false, "show connections too that reached the Service's endpoints without the Service; the last line counts them anyway")
 	fl.DurationVar(&w.minDuration, "min-duration", 0, "only if it lasted at least this long, as 500ms")
 	fl.StringVarP(&w.output, "output", "o", string(text.Line), "line, wide, path (rule by rule, where paths were traced), json (one document) or jsonl (one object a line)")
 	fl.BoolVar(&w.noHeader, "no-header", false, "leave out scope and titles")
@@ -105,7 +107,7 @@ func (f *replayFlags) run(ctx context.Context, name string, args []string, stdin
 	}
 	h := rec.Header()
 	flows := newReplayed()
-	cfg := node.ReplayConfig{Recording: rec, Program: programOf, Emit: flows.put, Loss: flows.lost}
+	cfg := node.ReplayConfig{Recording: rec, Program: programOf, Emit: flows.put, Loss: flows.lost, Direct: f.follow.direct}
 	if f.pcapng != "" {
 		cfg.Packet = flows.packet
 	}
@@ -132,7 +134,7 @@ func (f *replayFlags) run(ctx context.Context, name string, args []string, stdin
 	if f.pcapng != "" {
 		return errors.Join(err, flows.write(f.pcapng, &h, &req.Filter, talk))
 	}
-	return errors.Join(err, flows.show(ctx, f, h.Node, &req.Filter, out, talk))
+	return errors.Join(err, flows.show(ctx, f, h.Node, &req.Filter, &stats, out, talk))
 }
 
 // programOf makes the program of a mode whose rules do not tell what they mean,
@@ -185,21 +187,25 @@ func (r *replayed) packet(e *trace.Event, data []byte) {
 }
 
 // show prints the flows that a filter selects.
-func (r *replayed) show(ctx context.Context, f *replayFlags, nodeName string, filter *trace.Filter, out, talk io.Writer) error {
+func (r *replayed) show(ctx context.Context, f *replayFlags, nodeName string, filter *trace.Filter, stats *node.ReplayStats, out, talk io.Writer) error {
 	stream := make(chan trace.Message)
 	go func() {
 		defer close(stream)
 		for _, id := range r.order {
-			if flow := r.flows[id]; filter.Match(flow) {
+			flow := r.flows[id]
+			if flow.Direct() {
+				flow = relay.NameDirect(stats.View, filter, flow)
+			}
+			if filter.Match(flow) {
 				stream <- trace.Message{Node: nodeName, Flow: flow}
 			}
 		}
-		stream <- trace.Message{Node: nodeName, End: &trace.End{Losses: r.losses}}
+		stream <- trace.Message{Node: nodeName, End: &trace.End{Losses: r.losses, Direct: relay.SumDirect(stats.View, filter, stats.Direct)}}
 	}()
 	t := terminalOf(out)
 	err := text.Run(context.WithoutCancel(ctx), text.Config{
 		Out: out, Err: talk, Format: text.Format(f.follow.output), Colour: t.colour, Size: t.size,
-		NoHeader: f.follow.noHeader, List: true, Nodes: 1, Paths: f.follow.output == string(text.Path),
+		NoHeader: f.follow.noHeader, List: true, Recorded: true, Nodes: 1, Paths: f.follow.output == string(text.Path),
 	}, stream)
 	for range stream { // whoever writes is to end
 	}

@@ -45,6 +45,8 @@ type Config struct {
 	// List says that the stream is a list of what there is: everything is
 	// shown at once, as it is. ByEndpoint groups it by endpoint.
 	List, ByEndpoint bool
+	// Recorded says that the stream is a recording's, which has no Header.
+	Recorded bool
 	// Paths says that the paths of packets were asked for: a connection that has
 	// ended is shown when its paths are there, or when they no longer come.
 	Paths bool
@@ -343,11 +345,12 @@ func (r *renderer) end() error {
 		r.fold.finish(r)
 		r.term.draw()
 	}
-	if r.cfg.Format == JSON && len(r.headers) > 0 {
+	told := len(r.headers) > 0 || r.cfg.Recorded
+	if r.cfg.Format == JSON && told {
 		r.openDocument()
 		r.write("\n]," + r.directJSON() + "}\n")
 	}
-	if len(r.headers) > 0 {
+	if told {
 		r.talk(r.summary(len(left)))
 	}
 	if r.term != nil {

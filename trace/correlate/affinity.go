@@ -42,6 +42,7 @@ type affinityEntry struct {
 	last       int64
 	evicted    bool
 	seeded     bool           // last is from the kernel's list, with its error
+	restored   bool           // of a recording's beginning, not touched since
 	prev, next *affinityEntry // by use, among all
 	list       *recentList
 	up, down   *affinityEntry // by use, within the list
@@ -77,6 +78,44 @@ func (t *affinityTable) seed(s AffinitySeed) {
 		t.entries[k].seeded = true
 	}
 }
+
+// AffinityState is what a Correlator knows of one client of a Service.
+type AffinityState struct {
+	AffinitySeed
+	// Exact says that Last is not from the kernel's list; Evicted that others have
+	// driven the client out of that.
+	Exact, Evicted bool
+}
+
+// state lists the clients, the one not seen for longest first.
+func (t *affinityTable) state() (all []AffinityState) {
+	for e := t.first; e != nil; e = e.next {
+		all = append(all, AffinityState{
+			AffinitySeed{netip.AddrFrom16(e.key.client).Unmap(), e.key.service.Value(), e.endpoint, time.Unix(0, e.last)}, !e.seeded, e.evicted,
+		})
+	}
+	return all
+}
+
+func (t *affinityTable) restore(all []AffinityState) {
+	for i := range all {
+		s := &all[i]
+		k := affinityKey{s.Client.As16(), unique.Make(s.Service)}
+		t.touch(k, s.Endpoint, s.Last.UnixNano())
+		e := t.entries[k]
+		e.seeded, e.restored = !s.Exact, true
+		if s.Evicted {
+			t.unlist(e)
+			e.evicted = true
+		}
+	}
+}
+
+// counted reports whether a pick is in what was restored already: what it found is
+// not known then.
+func (e *affinityEntry) counted(at int64) bool { return e != nil && e.restored && at <= e.last }
+
+const countedNote = "affinity unknown: the recording began in the middle of this connection's start"
 
 // seedSlack is by how much the time of a seeded entry may be wrong.
 const seedSlack = int64(time.Second)
@@ -139,7 +178,7 @@ func (t *affinityTable) touch(k affinityKey, endpoint netip.AddrPort, now int64)
 		t.unlink(e)
 		t.unlist(e)
 	}
-	e.endpoint, e.last, e.evicted, e.seeded = endpoint, now, false, false
+	e.endpoint, e.last, e.evicted, e.seeded, e.restored = endpoint, now, false, false, false
 	if e.prev = t.last; e.prev != nil {
 		e.prev.next = e
 	} else {

@@ -188,5 +188,18 @@ func (c *Correlator) SeedAffinity(s AffinitySeed) {
 // none is new.
 func (c *Correlator) SeededAffinity() { c.affinity.complete = true }
 
+// Affinity returns what is known of clients, the one not seen for longest first, and
+// whether of all: for a recording.
+func (c *Correlator) Affinity() (clients []AffinityState, complete bool) {
+	return c.affinity.state(), c.affinity.complete
+}
+
+// RestoreAffinity takes over what another Correlator knew when a recording began,
+// before any event of it.
+func (c *Correlator) RestoreAffinity(clients []AffinityState, complete bool) {
+	c.affinity.restore(clients)
+	c.affinity.complete = complete
+}
+
 // views returns the generations of intent, newest first.
 func (c *Correlator) views() []*proxy.View { return c.decider.refresh() }

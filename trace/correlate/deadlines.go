@@ -73,8 +73,10 @@ func (c *Correlator) pendingOver(r *rec, now int64) {
 			c.unanswered(r, f)
 		case r.picked && r.reply.IsZero():
 			f.Outcome, f.Missing = trace.Unknown, missingEntry
-		case c.losses.of(trace.NFLog, r.start, now), r.unreported():
+		case c.losses.of(trace.NFLog, r.start, now):
 			f.Outcome, f.Missing = trace.Unknown, missingAnswer
+		case r.unreported():
+			f.Outcome, f.Missing = trace.Unknown, missingReport
 		default:
 			c.unanswered(r, f)
 		}

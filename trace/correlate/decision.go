@@ -98,6 +98,10 @@ func (c *Correlator) judgeAffinity(r *rec, e *trace.Event, w *walked, missed boo
 	}
 	k := affinityKey{e.Tuple.Src().Addr().As16(), w.handle}
 	endpoint := e.Rule.Endpoint
+	if c.affinity.entries[k].counted(e.Time) {
+		d.Affinity, d.Note = "", countedNote
+		return
+	}
 	if !missed && c.losses.of(trace.NFLog, e.Time, e.Time) {
 		// The miss may be what was lost, unless our own table agrees.
 		old := c.affinity.entries[k]

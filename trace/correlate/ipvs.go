@@ -276,6 +276,10 @@ func (c *Correlator) judgePersistence(r *rec, e *trace.Event, w *walked) {
 		}
 	}
 	old := c.affinity.entries[k]
+	if old.counted(e.Time) {
+		d.Affinity, d.Note = "", countedNote
+		return
+	}
 	missed := old == nil || old.endpoint != endpoint || e.Time-old.last >= timeout+affinitySlack
 	d.Affinity, d.AffinityAge = c.affinity.judge(k, e.Time, d.AffinityTimeout, missed,
 		func(ep netip.AddrPort) bool { return w.find(ep) != nil })

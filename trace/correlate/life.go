@@ -10,6 +10,7 @@ import (
 
 const (
 	missingAnswer = "the answer: events were lost"
+	missingReport = "the answer: no rule tells of it, and the entry was not asked"
 	missingEntry  = "the conntrack entry, without which answers cannot be told"
 	missingFin    = "fin not seen"
 	missingRst    = "rst not seen"

@@ -1,6 +1,7 @@
 package correlate_test
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -67,5 +68,67 @@ func TestSeededAffinity(t *testing.T) {
 				t.Errorf("the next one: %q, %v", d.Affinity, d.AffinityAge)
 			}
 		})
+	}
+}
+
+// TestRestoredAffinity begins to record in the middle of things: a second correlator
+// that is told what the first one knew says the same of what follows, and of what both
+// saw that it does not know.
+func TestRestoredAffinity(t *testing.T) {
+	live := newLab(t, func(c *correlate.Config) { c.RecentList = 2 })
+	port := 0
+	pick := func(l *lab, client string, ep netip.AddrPort, missed bool) trace.Decision {
+		t.Helper()
+		port++
+		k := l.conn(sticky, netip.AddrPortFrom(netip.MustParseAddr(client), uint16(40000+port)).String(), ep)
+		k.isn = uint32(port)
+		if missed {
+			k.miss()
+		}
+		k.pick()
+		return l.updates[len(l.updates)-1].Decision
+	}
+	live.c.SeedAffinity(correlate.AffinitySeed{Client: netip.MustParseAddr("10.244.1.9"), Service: sticky, Endpoint: ep2, Last: time.Unix(0, live.now-int64(3*time.Second))})
+	live.c.SeededAffinity()
+	pick(live, "10.244.1.1", ep1, true)
+	live.now += int64(time.Second)
+	pick(live, "10.244.1.2", ep1, true)
+	live.now += int64(time.Second)
+	pick(live, "10.244.1.3", ep1, true) // drives the first one out
+	both := live.now
+
+	clients, complete := live.c.Affinity()
+	replayed := newLab(t, func(c *correlate.Config) { c.RecentList = 2 })
+	replayed.c.RestoreAffinity(clients, complete)
+	replayed.now = both
+	if d := pick(replayed, "10.244.1.3", ep1, true); d.Affinity != "" || d.Note == "" {
+		t.Errorf("a pick that both saw: %q, %q", d.Affinity, d.Note)
+	}
+	for i, x := range []struct {
+		client string
+		ep     netip.AddrPort
+		missed bool
+		want   trace.Affinity
+		age    time.Duration
+	}{
+		{"10.244.1.3", ep1, false, trace.AffinityHit, time.Second},
+		{"10.244.1.2", ep1, false, trace.AffinityHit, 3 * time.Second},
+		{"10.244.1.1", ep1, true, trace.AffinityEvicted, 0}, // drives 10.244.1.3 out
+		{"10.244.1.3", ep1, true, trace.AffinityEvicted, 0},
+		{"10.244.1.9", ep2, false, trace.AffinityHit, 10 * time.Second},
+		{"10.244.1.4", ep2, true, trace.AffinityNew, 0},
+		{"10.244.1.2", ep2, true, trace.AffinityEvicted, 0},
+		{"10.244.1.9", ep1, true, trace.AffinityEvicted, 0},
+		{"10.244.1.4", ep1, true, trace.AffinityReset, 0},
+	} {
+		live.now += int64(time.Second)
+		replayed.now = live.now
+		a, b := pick(live, x.client, x.ep, x.missed), pick(replayed, x.client, x.ep, x.missed)
+		if a.Affinity != x.want || a.AffinityAge != x.age {
+			t.Errorf("pick %d: live %q, %v; want %q, %v", i, a.Affinity, a.AffinityAge, x.want, x.age)
+		}
+		if b.Affinity != a.Affinity || b.AffinityAge != a.AffinityAge || b.Note != a.Note {
+			t.Errorf("pick %d: replayed %q, %v, %q; live %q, %v, %q", i, b.Affinity, b.AffinityAge, b.Note, a.Affinity, a.AffinityAge, a.Note)
+		}
 	}
 }

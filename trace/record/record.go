@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"net/netip"
 	"time"
 
 	"github.com/kptrace/kptrace/proxy"
@@ -33,6 +34,8 @@ const (
 	KindEnd    Kind = 'E'
 	KindRules  Kind = 'R'
 	KindNames  Kind = 'N'
+
+	KindAffinity Kind = 'A'
 )
 
 // Header says where a recording comes from.
@@ -46,6 +49,9 @@ type Header struct {
 	MasqueradeMark uint32 `json:"masqueradeMark"`
 	// EntriesDecide says that no rules reported picks.
 	EntriesDecide bool `json:"entriesDecide,omitempty"`
+	// Addrs are the addresses of the node's interfaces, but for loopback's, when it
+	// began.
+	Addrs []netip.Addr `json:"addrs,omitempty"`
 	// Redacted says that names were replaced.
 	Redacted bool `json:"redacted,omitempty"`
 }
@@ -93,6 +99,28 @@ type Names struct {
 	Reasons map[uint32]string `json:"reasons,omitempty"`
 }
 
+// Affinity is what was known of clients of Services with session affinity when the
+// recording began; it may have what its first frames tell again.
+type Affinity struct {
+	// Complete says that the kernel had no others.
+	Complete bool `json:"complete"`
+	// Clients are in the order in which they were seen last.
+	Clients []Client `json:"clients,omitempty"`
+}
+
+// Client is a client of a Service with session affinity.
+type Client struct {
+	Addr     netip.Addr     `json:"addr"`
+	Service  proxy.PortName `json:"service"`
+	Endpoint netip.AddrPort `json:"endpoint"`
+	// Last is when it was seen, in nanoseconds since 1970; Exact that this is not
+	// from the kernel's list, which may be wrong by a second.
+	Last  int64 `json:"last"`
+	Exact bool  `json:"exact,omitempty"`
+	// Evicted says that others have driven it out of the kernel's list.
+	Evicted bool `json:"evicted,omitempty"`
+}
+
 // Loss is what was missed, by the node's sources or by the recorder.
 type Loss struct {
 	Source trace.SourceID `json:"source"`
@@ -131,6 +159,9 @@ func (w *Writer) State(s State) error { return w.json(KindState, s) }
 
 // Rules writes rules for traces of paths.
 func (w *Writer) Rules(r Rules) error { return w.json(KindRules, r) }
+
+// Affinity writes what was known of clients, before any frame.
+func (w *Writer) Affinity(a Affinity) error { return w.json(KindAffinity, a) }
 
 // Names writes what numbers mean.
 func (w *Writer) Names(n Names) error { return w.json(KindNames, n) }
@@ -212,6 +243,8 @@ type Item struct {
 	Frame *trace.Frame
 	Loss  *trace.Loss
 	End   *End
+
+	Affinity *Affinity
 }
 
 // Reader reads a recording.
@@ -282,6 +315,12 @@ func (r *Reader) Next() (Item, error) {
 				return Item{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 			}
 			return Item{Names: x}, nil
+		case KindAffinity:
+			x := new(Affinity)
+			if err := json.Unmarshal(payload, x); err != nil {
+				return Item{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+			}
+			return Item{Affinity: x}, nil
 		case KindFrame:
 			if len(payload) < frameLen {
 				return Item{}, ErrDamaged

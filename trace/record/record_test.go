@@ -32,6 +32,7 @@ func written(t *testing.T) (file []byte, s State) {
 		}},
 	}}
 	for _, err := range []error{
+		w.Affinity(Affinity{Complete: true, Clients: []Client{{ip, s.Snapshot.Services[0].Name, netip.AddrPortFrom(ip, 8080), 5, true, false}}}),
 		w.State(s),
 		w.Frame(trace.Frame{Source: trace.Conntrack, Time: 11e9, Data: []byte("one")}),
 		w.Loss(trace.Loss{Source: trace.NFLog, From: 1, To: 2, Events: 3, Where: "kernel"}),
@@ -59,6 +60,11 @@ func TestRoundTrip(t *testing.T) {
 		t.Errorf("header %+v", h)
 	}
 	it, err := r.Next()
+	if err != nil || it.Affinity == nil || !it.Affinity.Complete || len(it.Affinity.Clients) != 1 ||
+		it.Affinity.Clients[0] != (Client{netip.MustParseAddr("10.1.0.2"), s.Snapshot.Services[0].Name, netip.MustParseAddrPort("10.1.0.2:8080"), 5, true, false}) {
+		t.Errorf("affinity %+v, %v", it.Affinity, err)
+	}
+	it, err = r.Next()
 	if err != nil || it.State == nil {
 		t.Fatalf("%+v, %v", it, err)
 	}
@@ -110,7 +116,7 @@ func TestBroken(t *testing.T) {
 		}
 	}
 	whole, err := all(file)
-	if whole != 7 || !errors.Is(err, io.EOF) {
+	if whole != 8 || !errors.Is(err, io.EOF) {
 		t.Fatalf("%d items, %v", whole, err)
 	}
 	for i := range file {

@@ -37,6 +37,7 @@ func (r *Redactor) Recording(out io.Writer, in io.Reader) error {
 	}
 	h := rec.Header()
 	h.Node, h.Redacted = r.Node(h.Node), h.Redacted || r.level != None
+	h.Addrs = each(h.Addrs, r.Addr)
 	w, err := record.NewWriter(out, h)
 	if err != nil {
 		return err
@@ -64,6 +65,13 @@ func (r *Redactor) Recording(out io.Writer, in io.Reader) error {
 				return c
 			})
 			err = w.Rules(x)
+		case it.Affinity != nil:
+			a := *it.Affinity
+			a.Clients = each(a.Clients, func(c record.Client) record.Client {
+				c.Addr, c.Service, c.Endpoint = r.Addr(c.Addr), r.PortName(c.Service), r.AddrPort(c.Endpoint)
+				return c
+			})
+			err = w.Affinity(a)
 		case it.Names != nil:
 			n := record.Names{Devices: make(map[uint32]string, len(it.Names.Devices)), Reasons: it.Names.Reasons}
 			for i, name := range it.Names.Devices {
