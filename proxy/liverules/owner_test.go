@@ -40,6 +40,35 @@ func TestOwner(t *testing.T) {
 	}
 }
 
+// TestPolicyOwner names who set the policy at which a way ends, by what else he has.
+func TestPolicyOwner(t *testing.T) {
+	for _, c := range []struct{ chains, want string }{
+		{":DOCKER - [0:0]\n", "Docker"},
+		{":DOCKER-USER - [0:0]\n", "Docker"},
+		{":ufw-before-forward - [0:0]\n", "ufw"},
+		{":mine - [0:0]\n", ""},
+	} {
+		rs, err := xtables.Parse(xtables.IPv4, "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n"+c.chains+"COMMIT\n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ways := liverules.New(liverules.Config{}, rs).Ways(proxy.Packet{
+			Proto: conntrack.TCP, Src: netip.MustParseAddrPort("10.1.0.1:4000"), Dst: netip.MustParseAddrPort("10.1.0.2:80"),
+		})
+		n := 0
+		for _, w := range ways {
+			if w.Reason == "policy-drop" {
+				if n++; w.Owner != c.want {
+					t.Errorf("%s: the policy is of %q, want %q", c.chains, w.Owner, c.want)
+				}
+			}
+		}
+		if n == 0 {
+			t.Errorf("%s: no way ends at the policy: %+v", c.chains, ways)
+		}
+	}
+}
+
 // TestHash holds names against those of upstream's own tests.
 func TestHash(t *testing.T) {
 	svc := proxy.PortName{Namespace: "ns4", Name: "svc4", Port: "p80", Proto: conntrack.TCP}

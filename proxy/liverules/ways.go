@@ -80,6 +80,13 @@ func (p *Program) way(l *xtables.Leaf) Way {
 		w.Masquerade = Masquerade(l)
 	}
 	w.judge(l)
+	if n := len(l.Steps); w.Reason == "policy-drop" && l.Steps[n-1].Table == "filter" {
+		for _, f := range p.families {
+			if (f.rules.Family == xtables.IPv6) == l.Packet.Dst.Is6() {
+				w.Owner = PolicyOwner(f.rules, l.Steps[n-1].Chain)
+			}
+		}
+	}
 	return w
 }
 
