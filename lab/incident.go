@@ -48,16 +48,20 @@ type step struct {
 	noRoute string      // the node's route to this pod goes nowhere
 	detour  string      // the node's route to this address leads to foo-3
 	mtu     string      // of the node's link to this pod, 1000
-	busy    string      // connections to this endpoint have ports 61000 to 61007 of the node
-	crowd   bool        // many clients of Service sticky, in pod batch
-	race    bool        // pod batch sends datagrams to Service names that race
-	forget  bool        // the node's entries of established connections are deleted
-	nft     string      // rules of nf_tables, in a table ip guard
-	node    [][]string  // arguments of iptables on the node
-	first   [][]string  // arguments of iptables, which again undoes
-	pause   time.Duration
-	again   [][]string
-	edit    func(manifests string) string
+	// link has the first pod answer the second by a link that is not the node's.
+	link [2]string
+	// oneSided has the node's route to this pod lead to foo-3, but for what has a mark.
+	oneSided string
+	busy     string     // connections to this endpoint have ports 61000 to 61007 of the node
+	crowd    bool       // many clients of Service sticky, in pod batch
+	race     bool       // pod batch sends datagrams to Service names that race
+	forget   bool       // the node's entries of established connections are deleted
+	nft      string     // rules of nf_tables, in a table ip guard
+	node     [][]string // arguments of iptables on the node
+	first    [][]string // arguments of iptables, which again undoes
+	pause    time.Duration
+	again    [][]string
+	edit     func(manifests string) string
 }
 
 // setting is a sysctl of the node: what it is made, and what it was.
@@ -86,7 +90,7 @@ func Incidents() []Incident {
 			Answer: "firewalld refuses what goes to foo-2, in the name of the endpoint.",
 			do:     step{node: iptables("-N FWDI_public", "-A FWDI_public -p tcp -j REJECT --reject-with tcp-reset", "-I FORWARD -d "+foo2+" -m conntrack --ctstate NEW -j FWDI_public")}},
 		{Name: "docker", Service: "foo", Symptom: "since Docker was installed on the node, pods reach no Service; from outside they work", Reason: trace.PolicyDrop,
-			Answer: "Docker set the policy of FORWARD to DROP.", do: step{node: iptables("-P FORWARD DROP")}},
+			Answer: "Docker set the policy of FORWARD to DROP.", do: step{node: iptables("-N DOCKER", "-P FORWARD DROP")}},
 		{Name: "forwarding", Service: "foo", Symptom: "nothing works any more", Reason: trace.NotForwarded,
 			Answer: "net.ipv4.ip_forward was set to 0.", do: step{sysctls: []setting{{"net/ipv4/ip_forward", "0", "1"}}}},
 		{Name: "selector", Service: "foo", Symptom: "http://foo.shop is refused since the deployment of a new version", Reason: trace.NoEndpoints,
@@ -122,6 +126,13 @@ func Incidents() []Incident {
 		{Name: "one-way", Service: "foo", Symptom: "one request in three to http://foo.shop times out, and the pods say that clients come and send nothing", Reason: trace.ReplyLost, Late: 4 * time.Second,
 			Answer: "A rule drops what foo-2 answers.",
 			do:     step{node: iptables("-I FORWARD -s " + foo2 + " -p tcp --tcp-flags SYN,ACK SYN,ACK -j DROP")}},
+		{Name: "two-ways", Service: "foo", Symptom: "one request in three of pod web to http://foo.shop times out, and foo-2 says that web resets it", Reason: trace.ReplyBypassed, Late: 4 * time.Second,
+			Answer: "foo-2 has a link of its own to web, by which it answers from its own address, past the node.",
+			do:     step{link: [2]string{"shop/foo-2", "shop/web"}}},
+		{Name: "one-sided", Service: "foo", Symptom: "since routes of the node were changed, one request in three to http://foo.shop times out", Reason: trace.ReplyRPFilter, Late: 4 * time.Second,
+			Answer: "A routing rule leads to foo-2 by the mark that a firewall sets; the node's main table leads elsewhere, and rp_filter, which looks at no mark, is strict.",
+			do: step{sysctls: []setting{{"net/ipv4/conf/all/rp_filter", "1", "0"}}, oneSided: "shop/foo-2",
+				node: iptables("-t mangle -I PREROUTING -j MARK --or-mark 0x1000")}},
 		{Name: "stuck", Service: "sticky", Symptom: "for some clients http://sticky.shop fails always, for others never", Reason: trace.AffinityDead,
 			Answer: "Pods foo-1, foo-2 and foo-3 closed their ports; session affinity keeps each client where it was.",
 			do:     step{faults: [][2]string{{FaultRefuse, "shop/foo-1"}, {FaultRefuse, "shop/foo-2"}, {FaultRefuse, "shop/foo-3"}}}},

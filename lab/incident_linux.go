@@ -82,6 +82,16 @@ func (l *Lab) happen(ctx context.Context, s *step) error {
 			return err
 		}
 	}
+	if s.link[0] != "" {
+		if err := l.secondLink(s.link[0], s.link[1], true); err != nil {
+			return err
+		}
+	}
+	if s.oneSided != "" {
+		if err := l.nodeOneSided(s.oneSided, true); err != nil {
+			return err
+		}
+	}
 	if s.mtu != "" {
 		if err := l.nodeMTU(s.mtu, 1000); err != nil {
 			return err
@@ -356,6 +366,16 @@ func (l *Lab) Heal(ctx context.Context) error {
 	}
 	if s.detour != "" {
 		if err := l.nodeDetour(s.detour, false); err != nil {
+			return err
+		}
+	}
+	if s.link[0] != "" {
+		if err := l.secondLink(s.link[0], s.link[1], false); err != nil {
+			return err
+		}
+	}
+	if s.oneSided != "" {
+		if err := l.nodeOneSided(s.oneSided, false); err != nil {
 			return err
 		}
 	}

@@ -37,6 +37,8 @@ type inquirer struct {
 	views func() []*proxy.View
 	do    func(context.Context, func(*correlate.Correlator)) error
 
+	witness *witness
+
 	state *check.State
 	// rules are those of the flavour that serves, others the ones beside them.
 	rules  *liverules.Program
@@ -54,11 +56,15 @@ type portsKey struct {
 }
 
 func newInquirer(views func() []*proxy.View, do func(context.Context, func(*correlate.Correlator)) error) *inquirer {
-	return &inquirer{flows: make(chan correlate.Inquiry, inquiries), views: views, do: do}
+	return &inquirer{flows: make(chan correlate.Inquiry, inquiries), views: views, do: do, witness: newWitness(do)}
 }
 
 // ask takes a flow, if there is room.
 func (q *inquirer) ask(in correlate.Inquiry) {
+	if in.Flow.Reason == trace.SynUnanswered {
+		q.witness.ask(in)
+		return
+	}
 	select {
 	case q.flows <- in:
 	default:
@@ -89,7 +95,13 @@ func (q *inquirer) run(ctx context.Context) error {
 // says why there is none.
 func (q *inquirer) why(ctx context.Context, in correlate.Inquiry) (reason trace.Reason, cause string) {
 	f := in.Flow
-	if cause := filteredBack(in); cause != "" {
+	if f.Reason == trace.ReplyLost {
+		if cause := filteredBack(in.AnswerDevice, f.Backend.Addr.Addr()); cause != "" {
+			return trace.ReplyRPFilter, cause
+		}
+		return trace.NoReason, ""
+	}
+	if cause := filteredBack(in.Device, f.Tuple.Src().Addr()); cause != "" {
 		return trace.RPFilter, cause
 	}
 	if err := q.refresh(ctx, f.Start); err != nil {
@@ -256,14 +268,13 @@ func verdict(sure []fate) (reason trace.Reason, cause string, ok bool) {
 	return reason, cause, ok
 }
 
-// filteredBack says that strict reverse path filtering drops what comes from a
-// flow's client, empty if it does not. The kernel must have dropped some.
-func filteredBack(in correlate.Inquiry) string {
-	src := in.Flow.Tuple.Src().Addr()
-	if in.Device == 0 || !src.Is4() || netstat("IPReversePathFilter") == 0 {
+// filteredBack says that strict reverse path filtering drops what comes from an
+// address by a device, empty if it does not. The kernel must have dropped some.
+func filteredBack(device uint32, src netip.Addr) string {
+	if device == 0 || !src.Is4() || netstat("IPReversePathFilter") == 0 {
 		return ""
 	}
-	link, err := netlink.LinkByIndex(int(in.Device))
+	link, err := netlink.LinkByIndex(int(device))
 	if err != nil {
 		return ""
 	}
@@ -424,7 +435,11 @@ func foreignTables(all []string) []string {
 func lastStep(w *liverules.Way) string {
 	s := &w.Steps[len(w.Steps)-1]
 	if s.Rule == nil {
-		return fmt.Sprintf("the policy of %s/%s", s.Table, s.Chain)
+		text := fmt.Sprintf("the policy of %s/%s", s.Table, s.Chain)
+		if w.Owner != "" {
+			text += " (" + w.Owner + ")"
+		}
+		return text
 	}
 	return stepText(s, w.Owner)
 }

@@ -182,6 +182,7 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 	}
 	g.Go(guard(func() error { return t.correlate(ctx, c) }))
 	g.Go(guard(func() error { return asked.run(ctx) }))
+	g.Go(guard(func() error { return asked.witness.run(ctx) }))
 	g.Go(guard(func() error { return t.seedAffinity(ctx) }))
 	g.Go(guard(func() error {
 		listening.Wait()

@@ -26,6 +26,8 @@ const (
 	SourcePorts   Reason = "source-ports"
 	DroppedOnNode Reason = "dropped-on-node"
 	ReplyLost     Reason = "reply-lost"
+	ReplyRPFilter Reason = "reply-rp-filter"
+	ReplyBypassed Reason = "reply-bypassed"
 	Hairpin       Reason = "hairpin"
 	Untranslated  Reason = "untranslated"
 	IdleExpired   Reason = "idle-expired"
@@ -106,6 +108,12 @@ func Reasons() []ReasonInfo {
 		{ReplyLost, "The endpoint answered and the client tries again: the answer was lost between this node and the client.",
 			"The endpoint's SYN-ACK passed this node, and the client sent its SYN again, twice at least.",
 			"Rules that drop what comes from the endpoint (iptables-save), rp_filter, the network to the client."},
+		{ReplyRPFilter, "Strict reverse path filtering dropped the answer: the node would send to the endpoint by another interface than the answer came in by.",
+			"As for reply-lost; rp_filter of the interface by which the SYN-ACK came in is 1, the route to the endpoint leads elsewhere, and the kernel has counted packets that it dropped for that.",
+			"ip route get ENDPOINT and ip rule on the node; 2 (loose) is enough: sysctl -w net.ipv4.conf.all.rp_filter=2."},
+		{ReplyBypassed, "The endpoint answered the client past the node's translation, from its own address, so that the client did not know the answer for one.",
+			"No rule saw an answer, and on the wire of the node was the SYN-ACK to this SYN as it left for the client with the endpoint's own address, or the reset with which the client turned it down.",
+			"ip route get CLIENT at the endpoint: is there another way than through the node? Pods on one bridge: sysctl -w net.bridge.bridge-nf-call-iptables=1."},
 		{Hairpin, "A pod was sent to itself, and its own address as the source was not replaced, so it took the packet for forged.",
 			"Client and endpoint have the same address, and the connection was not masqueraded.",
 			"A rule before KUBE-POSTROUTING that accepts or translates pod traffic; hairpin mode of the CNI's bridge."},

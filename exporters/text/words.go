@@ -210,6 +210,10 @@ func because(f *trace.Flow) string {
 		text = "sent elsewhere by another rule"
 	case trace.ReplyLost:
 		text = "the endpoint answered, the answer was lost"
+	case trace.ReplyRPFilter:
+		text = "the answer was dropped by strict reverse path filtering"
+	case trace.ReplyBypassed:
+		text = "the answer did not pass this node's translation"
 	case trace.Hairpin:
 		text = "hairpin without masquerade"
 	case trace.Untranslated:

@@ -30,7 +30,7 @@ func (c *Correlator) cause(r *rec) {
 	case trace.NoEndpoints:
 		c.causeOfRefusal(f)
 		return
-	case trace.EndpointRefused, trace.Unreachable, trace.SynUnanswered, trace.NoReply, trace.ResetByEndpoint, trace.EntryLost:
+	case trace.EndpointRefused, trace.Unreachable, trace.SynUnanswered, trace.NoReply, trace.ReplyLost, trace.ResetByEndpoint, trace.EntryLost:
 	default:
 		return
 	}
@@ -66,6 +66,14 @@ func (c *Correlator) cause(r *rec) {
 		f.Reason = trace.DroppedOnNode
 	default:
 		c.causeOfEndpoint(r)
+	}
+	switch f.Reason {
+	case trace.ReplyLost:
+		c.inquire(r)
+	case trace.SynUnanswered: // one that is masqueraded is answered to the node
+		if r.isn != 0 && r.reply.Dst() == r.orig.Src() {
+			c.inquire(r)
+		}
 	}
 	if (f.Reason == trace.DroppedOnNode || f.Reason == trace.DroppedByRule || r.told == trace.Unreachable) && f.Cause == "" || r.elsewhere {
 		c.inquire(r)
@@ -127,7 +135,7 @@ func (c *Correlator) inquire(r *rec) {
 		return
 	}
 	r.inquired = true
-	c.cfg.Inquire(Inquiry{Flow: r.f, Device: r.device, Elsewhere: r.elsewhere && (r.newSeen || r.newArrived != 0)})
+	c.cfg.Inquire(Inquiry{Flow: r.f, Device: r.device, AnswerDevice: r.answerDevice, ISN: r.isn, Elsewhere: r.elsewhere && (r.newSeen || r.newArrived != 0)})
 }
 
 // causeOfRefusal tells why a Service has no endpoints.
@@ -377,26 +385,39 @@ func (c *Correlator) stale(r *rec, e *trace.Event) {
 	}
 }
 
-// unconfirmed returns a flow's record if there still is no entry of it in
-// connection tracking, nil if there is or the flow is not known any more.
-func (c *Correlator) unconfirmed(id trace.FlowID, t conntrack.Tuple) *rec {
+// explainable returns a flow's record if what it failed for can be made more exact
+// by who was asked: an answer that was not seen or got lost by what became of it, and
+// anything else as long as there is no entry in connection tracking, or one that leads
+// elsewhere. Nil if not, or if the flow is not known any more.
+func (c *Correlator) explainable(id trace.FlowID, t conntrack.Tuple, reason trace.Reason) *rec {
 	for r := c.find(t); r != nil; r = r.older {
-		if r.f.ID == id {
-			if (r.newSeen || r.newArrived != 0) && !r.elsewhere {
-				return nil
-			}
+		if r.f.ID != id {
+			continue
+		}
+		had, ok := r.f.Reason, false
+		switch reason {
+		case trace.ReplyBypassed:
+			ok = had == trace.SynUnanswered
+		case trace.ReplyRPFilter:
+			ok = had == trace.ReplyLost
+		default:
+			ok = r.elsewhere || !r.newSeen && r.newArrived == 0 &&
+				(had == trace.DroppedOnNode || had == trace.DroppedByRule || r.told == trace.Unreachable)
+		}
+		if ok {
 			return r
 		}
+		return nil
 	}
 	return nil
 }
 
 // Explain makes the reason of a failed flow more exact, for whoever Config.Inquire
 // told of it and has found out more. Reason is empty to leave it as it is. A flow
-// whose entry was seen after all is left alone.
+// whose entry or answer was seen after all is left alone.
 func (c *Correlator) Explain(id trace.FlowID, t conntrack.Tuple, reason trace.Reason, cause string) {
-	r := c.unconfirmed(id, t)
-	if r == nil || r.f.Reason != trace.DroppedOnNode && r.f.Reason != trace.DroppedByRule && r.told != trace.Unreachable && !r.elsewhere {
+	r := c.explainable(id, t, reason)
+	if r == nil {
 		return
 	}
 	f := c.edit(r)

@@ -2,6 +2,7 @@ package correlate_test
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,6 +86,90 @@ func TestCauseOfEndpoint(t *testing.T) {
 	})
 }
 
+// TestCauseOfAnswers has those that were not seen, or got lost, looked for, and believes
+// what was found only of such.
+func TestCauseOfAnswers(t *testing.T) {
+	lookedFor := func(t *testing.T, run func(l *lab, k *conn)) (*lab, *conn, []correlate.Inquiry) {
+		var asked []correlate.Inquiry
+		l := newLab(t, func(c *correlate.Config) { c.Inquire = func(i correlate.Inquiry) { asked = append(asked, i) } })
+		k := l.conn(foo, pod, ep1)
+		run(l, k)
+		return l, k, asked
+	}
+	unanswered := func(l *lab, k *conn) { k.pick().new(); l.wait(1100 * ms); k.syn() }
+	lost := func(l *lab, k *conn) {
+		k.pick().new()
+		e := k.event(trace.KindSynAck, k.reply())
+		e.InDev = 9
+		k.send(e)
+		for range 3 {
+			l.wait(time.Second)
+			k.syn()
+		}
+	}
+	t.Run("past the node", func(t *testing.T) {
+		l, k, asked := lookedFor(t, unanswered)
+		if len(asked) != 1 || asked[0].ISN != k.isn || asked[0].Flow.Reply != k.reply() {
+			t.Fatalf("asked %+v", asked)
+		}
+		f := l.only()
+		l.c.Explain(f.ID, f.Tuple, trace.ReplyBypassed, "its reset came in by eth0")
+		l.failedFor(trace.ReplyBypassed, "eth0")
+		l.wait(40 * time.Second)
+		if f := l.only(); f.Outcome != trace.Timeout || f.Reason != trace.ReplyBypassed {
+			t.Errorf("ends as %s for %s", f.Outcome, f.Reason)
+		}
+	})
+	t.Run("past the node, and the next one is translated", func(t *testing.T) {
+		l, k, _ := lookedFor(t, unanswered)
+		f := l.only()
+		l.c.Explain(f.ID, f.Tuple, trace.ReplyBypassed, "its reset came in by eth0")
+		k.synack()
+		if f := l.only(); f.Outcome != trace.Open || f.Reason != trace.NoReason {
+			t.Errorf("%s for %s", f.Outcome, f.Reason)
+		}
+		k.rstOut()
+		l.wait(time.Second)
+		l.failedFor(trace.ResetByClient, "")
+	})
+	t.Run("seen after all", func(t *testing.T) {
+		l, k, _ := lookedFor(t, unanswered)
+		k.synack()
+		f := l.only()
+		l.c.Explain(f.ID, f.Tuple, trace.ReplyBypassed, "its reset came in by eth0")
+		if f := l.only(); f.Outcome != trace.Open || f.Reason != trace.NoReason {
+			t.Errorf("%s for %s", f.Outcome, f.Reason)
+		}
+	})
+	t.Run("what was said of a drop is not of an answer", func(t *testing.T) {
+		l, _, _ := lookedFor(t, unanswered)
+		f := l.only()
+		l.c.Explain(f.ID, f.Tuple, trace.DroppedByRule, "rule 1 of filter/FORWARD")
+		l.failedFor(trace.SynUnanswered, "")
+		l.c.Explain(f.ID, f.Tuple, trace.ReplyRPFilter, "it came by eth0")
+		l.failedFor(trace.SynUnanswered, "")
+	})
+	t.Run("a masqueraded one is answered to the node", func(t *testing.T) {
+		_, _, asked := lookedFor(t, func(l *lab, k *conn) { k.masq = true; unanswered(l, k) })
+		if len(asked) != 0 {
+			t.Errorf("asked %+v", asked)
+		}
+	})
+	t.Run("dropped by rp_filter", func(t *testing.T) {
+		l, _, asked := lookedFor(t, lost)
+		if len(asked) != 1 || asked[0].AnswerDevice != 9 || asked[0].Flow.Reason != trace.ReplyLost {
+			t.Fatalf("asked %+v", asked)
+		}
+		f := l.only()
+		l.c.Explain(f.ID, f.Tuple, trace.ReplyBypassed, "")
+		l.failedFor(trace.ReplyLost, "")
+		l.c.Explain(f.ID, f.Tuple, trace.ReplyRPFilter, "it came by eth0")
+		l.failedFor(trace.ReplyRPFilter, "eth0")
+		l.wait(40 * time.Second)
+		l.failedFor(trace.ReplyRPFilter, "eth0")
+	})
+}
+
 func TestCauseOnNode(t *testing.T) {
 	var asked []*trace.Flow
 	inquire := func(c *correlate.Config) { c.Inquire = func(i correlate.Inquiry) { asked = append(asked, i.Flow) } }
@@ -122,7 +207,7 @@ func TestCauseOnNode(t *testing.T) {
 		l.conn(foo, pod, ep1).pick()
 		l.c.Lost(trace.Loss{Source: trace.Conntrack, Events: 1, From: l.now, To: l.now + int64(time.Second)})
 		l.wait(1100 * time.Millisecond)
-		if f := l.only(); f.Reason == trace.DroppedOnNode || len(asked) > 0 {
+		if f := l.only(); f.Reason == trace.DroppedOnNode || slices.ContainsFunc(asked, func(f *trace.Flow) bool { return f.Reason != trace.SynUnanswered }) {
 			t.Errorf("got %s", f.Reason)
 		}
 	})

@@ -47,9 +47,10 @@ type Config struct {
 	// Ask asks for the entry with this original tuple. The answer comes as an
 	// Event of KindEntry or KindGone. False means not now. Nil is never.
 	Ask func(conntrack.Tuple) bool
-	// Inquire is told of each failed flow whose first packet did not leave the
-	// node, or went elsewhere than to an endpoint, once, and must not call back: who
-	// can find out why tells Correlator.Explain later. Nil is nobody.
+	// Inquire is told once of each failed flow whose first packet did not leave the
+	// node, or went elsewhere than to an endpoint, or whose answer was not seen or got
+	// lost, and must not call back: who can find out why tells Correlator.Explain
+	// later. Nil is nobody.
 	Inquire func(Inquiry)
 	// Direct says whether connections past Services are shown; they are counted
 	// anyway. Nil is never.
@@ -78,6 +79,9 @@ type Inquiry struct {
 	Flow *trace.Flow
 	// Device is the interface its first packet came in by, 0 if that is not known.
 	Device uint32
+	// AnswerDevice is the one its answer came in by, ISN the sequence number of its
+	// SYN; 0 if that is not known.
+	AnswerDevice, ISN uint32
 	// Elsewhere says that it was sent to what is no endpoint, and not dropped.
 	Elsewhere bool
 }

@@ -73,7 +73,7 @@ func (c *Correlator) answer(r *rec, e *trace.Event) {
 	}
 	f := c.edit(r)
 	f.Evidence = f.Evidence.With(e.Source)
-	r.answerAt = e.Time
+	r.answerAt, r.answerDevice = e.Time, e.InDev
 	c.answeredNow(r, f, e.Time)
 	c.publish(r)
 }
@@ -81,6 +81,9 @@ func (c *Correlator) answer(r *rec, e *trace.Event) {
 // answeredNow makes a flow an open one.
 func (c *Correlator) answeredNow(r *rec, f *trace.Flow, now int64) {
 	r.answered = true
+	if r.told == trace.ReplyBypassed { // not this one
+		r.settled, r.told = false, trace.NoReason
+	}
 	last(f).Outcome = tryEstablished
 	f.Reason, f.Missing = trace.NoReason, ""
 	r.settle()
