@@ -29,7 +29,7 @@ export BENCH_SHORT FUZZTIME
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
-deps: ## set up what is missing outside Go (iptables, ipset, nftables, user-mode-linux, Prometheus); silent when nothing is
+deps: ## set up what is missing outside Go (iptables, ipset, nftables, user-mode-linux, Prometheus, conntrackd, ulogd); silent when nothing is
 	@scripts/deps.sh
 
 build: ## bin/kptrace

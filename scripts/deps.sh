@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sets up what kptrace needs from outside Go: the iptables of both flavours,
-# ipset, nftables, user-mode-linux, and Prometheus with promtool. Silent and instant when
-# all is there.
+# ipset, nftables, user-mode-linux, Prometheus with promtool, conntrackd and ulogd. Silent
+# and instant when all is there.
 #
 #	scripts/deps.sh          what the demo and the tests need
 #	scripts/deps.sh protoc   what `make generate` needs
@@ -123,7 +123,7 @@ fetch() {
 	# shellcheck disable=SC2086 # a list of words
 	names=$(apt-cache $own -o Dir::Cache="$work/cache" depends --recurse --no-recommends --no-suggests \
 		--no-conflicts --no-breaks --no-replaces --no-enhances "$@" |
-		grep -E '^(lib(xtables|ip4tc|ip6tc|iptc|nftnl|mnl|nfnetlink|netfilter-conntrack|ipset|nftables|protobuf|protoc)[0-9].*)$' |
+		grep -E '^(lib(xtables|ip4tc|ip6tc|iptc|nftnl|mnl|nfnetlink|netfilter-(conntrack|cthelper|queue|acct|log)|ipset|nftables|protobuf|protoc)[0-9].*)$' |
 		sort -u) || return 1
 	# shellcheck disable=SC2086
 	(cd "$work/debs" && apt-get download -qq $own -o Dir::Cache="$work/cache" "$@" $names </dev/null >&2)
@@ -189,12 +189,18 @@ tracers)
 	case $(uname -m) in
 	x86_64 | i?86) provided $kptrace_guest || provide user-mode-linux ;;
 	esac
-	# Unpacked, never installed: its package would start a server.
+	# Unpacked, never installed: their packages would start servers.
 	# shellcheck disable=SC2086 # a list of words
 	provided $kptrace_monitor || {
 		kptrace_has apt-get || die "missing: $kptrace_monitor. Install Prometheus and try again."
 		say "unpacking prometheus into $kptrace_cache/tools"
 		unpack_packages prometheus
+	}
+	# shellcheck disable=SC2086 # a list of words
+	provided $kptrace_neighbours || {
+		kptrace_has apt-get || die "missing: $kptrace_neighbours. Install conntrackd and ulogd2 and try again."
+		say "unpacking conntrackd and ulogd2 into $kptrace_cache/tools"
+		unpack_packages conntrackd ulogd2
 	}
 	# shellcheck source=scripts/env.sh
 	. scripts/env.sh

@@ -18,6 +18,8 @@ kptrace_tools="iptables-nft-restore iptables-nft-save iptables-legacy-restore ip
 kptrace_guest=linux.uml
 # What scrapes the metrics, and judges rules about them.
 kptrace_monitor="prometheus promtool"
+# What listens to the kernel beside kptrace, in tests.
+kptrace_neighbours="conntrackd ulogd"
 kptrace_cache=${KPTRACE_CACHE:-${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/kptrace}
 
 # kptrace_has COMMAND...: all of them are on PATH.
@@ -38,7 +40,7 @@ export PATH
 
 # Tools unpacked without root. Their libraries come with them.
 # shellcheck disable=SC2086 # a list of words
-if [ -d "$kptrace_cache/tools" ] && { [ "${KPTRACE_DEPS_FORCE:-}" = unpack ] || ! kptrace_has $kptrace_tools $kptrace_guest $kptrace_monitor; }; then
+if [ -d "$kptrace_cache/tools" ] && { [ "${KPTRACE_DEPS_FORCE:-}" = unpack ] || ! kptrace_has $kptrace_tools $kptrace_guest $kptrace_monitor $kptrace_neighbours; }; then
 	case :$PATH: in
 	*:$kptrace_cache/tools/*) ;;
 	*)
