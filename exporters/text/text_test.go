@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -519,11 +520,23 @@ func TestPathsAreWaitedFor(t *testing.T) {
 	}
 	flow(traced(1, func(f *trace.Flow) { f.Revision += 2 })) // a correction
 	flow(with(2, func(*trace.Flow) {}))
-	if s := after(2 * time.Second); s != "" {
+	if s := after(7 * time.Second); s != "" {
 		t.Errorf("shown again, or too early:\n%s", s)
 	}
 	if s := after(2 * time.Second); strings.Count(s, "shop/web") != 1 || strings.Contains(s, "cluster IP of") {
 		t.Errorf("one whose path never came:\n%s", s)
+	}
+	answer := traced(6, func(f *trace.Flow) {
+		f.Paths = slices.Clone(f.Paths)
+		f.Paths[0].Reply = true
+	})
+	flow(answer)
+	if s := after(2 * time.Second); s != "" {
+		t.Errorf("shown when only the way of the answer was there:\n%s", s)
+	}
+	flow(traced(6, func(f *trace.Flow) { f.Revision++ }))
+	if s := after(time.Millisecond); strings.Count(s, "shop/web") != 1 || !strings.Contains(s, "cluster IP of") {
+		t.Errorf("shown with the way there:\n%s", s)
 	}
 	open := func(f *trace.Flow) { f.Ended, f.Outcome, f.Duration = false, trace.Open, -1 }
 	flow(traced(3, open))
@@ -542,7 +555,7 @@ func TestPathsAreWaitedFor(t *testing.T) {
 	if s := o.String(); strings.Count(s, "shop/web") != 2 || strings.Count(s, "cluster IP of") != 1 {
 		t.Errorf("what is left at the end:\n%s", s)
 	}
-	if !strings.HasPrefix(e.String(), "5 connections") {
+	if !strings.HasPrefix(e.String(), "6 connections") {
 		t.Errorf("summary: %s", e.String())
 	}
 }

@@ -8,11 +8,12 @@ import (
 )
 
 const (
-	// pathSettle is how long after a connection's end, or its first path, more of
-	// them may come.
+	// pathSettle is how long after a connection's end more paths may come, once that of
+	// the packet that opened it is there.
 	pathSettle = time.Second
-	// pathGiveUp is when one without any is shown as it is.
-	pathGiveUp = 3 * time.Second
+	// pathGiveUp is when one without that is shown as it is: on a busy machine many
+	// packets may have to be joined first.
+	pathGiveUp = 8 * time.Second
 	// pathOpen is when a connection that goes on is shown with its paths.
 	pathOpen = 2 * time.Second
 )
@@ -80,7 +81,7 @@ func withoutPaths(f *trace.Flow) *trace.Flow {
 func (r *renderer) pathsDue(now time.Time) {
 	var due []key
 	for k, a := range r.waiting.flows {
-		has := len(a.flow.Paths) > 0
+		has := slices.ContainsFunc(a.flow.Paths, func(p trace.Path) bool { return !p.Reply })
 		switch {
 		case now.IsZero() && a.flow.Ended:
 		case now.IsZero():

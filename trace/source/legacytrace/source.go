@@ -4,9 +4,10 @@ import "github.com/kptrace/kptrace/trace"
 
 // Config says how to read. The zero value of every field is a good default.
 type Config struct {
-	// ReceiveBuffer is the socket's buffer in bytes; zero means 64 MiB. The
-	// kernel counts at least 4 KiB for each report. An ordinary user gets at
-	// most twice net.core.rmem_max.
+	// ReceiveBuffer is the socket's buffer in bytes; zero means 256 MiB, which holds
+	// what the SYN and SYN-ACK of 5,000 connections bring while nobody reads. The
+	// kernel uses of it what has not been read. An ordinary user gets at most twice
+	// net.core.rmem_max.
 	ReceiveBuffer int
 	// CopyRange is how many bytes of each packet are copied, from the IP header
 	// on. Zero means 96.
@@ -29,7 +30,7 @@ var _ trace.Source = (*Source)(nil)
 // New returns a Source. It starts nothing.
 func New(c Config) *Source {
 	if c.ReceiveBuffer == 0 {
-		c.ReceiveBuffer = 64 << 20
+		c.ReceiveBuffer = 256 << 20
 	}
 	if c.CopyRange == 0 {
 		c.CopyRange = 96

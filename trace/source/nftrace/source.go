@@ -4,9 +4,10 @@ import "github.com/kptrace/kptrace/trace"
 
 // Config says how to read. The zero value of every field is a good default.
 type Config struct {
-	// ReceiveBuffer is the socket's buffer in bytes; zero means 64 MiB, which
-	// holds what some 7,000 connections bring. An ordinary user gets at most
-	// twice net.core.rmem_max.
+	// ReceiveBuffer is the socket's buffer in bytes; zero means 256 MiB, which holds
+	// 200,000 messages, or what the SYN and SYN-ACK of 3,300 connections bring while
+	// nobody reads. The kernel uses of it what has not been read. An ordinary user
+	// gets at most twice net.core.rmem_max.
 	ReceiveBuffer int
 	// OnLoss is told of everything missed, from the goroutine of Run; it must
 	// not block. Nil tells nobody; Stats counts in any case.
@@ -26,7 +27,7 @@ var _ trace.Source = (*Source)(nil)
 // New returns a Source. It starts nothing.
 func New(c Config) *Source {
 	if c.ReceiveBuffer == 0 {
-		c.ReceiveBuffer = 64 << 20
+		c.ReceiveBuffer = 256 << 20
 	}
 	return &Source{config: c, decoder: NewDecoder(), tally: trace.NewTally(trace.NFTrace, c.OnLoss)}
 }
