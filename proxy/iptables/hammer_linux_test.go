@@ -21,8 +21,8 @@ type try struct {
 }
 
 // hammer makes connections from a source to all addresses in turn until stop
-// is closed.
-func hammer(t *testing.T, w *proxytest.World, s proxytest.Source, stop <-chan struct{}, to ...netip.AddrPort) []try {
+// is closed, and tells each that has ended.
+func hammer(t *testing.T, w *proxytest.World, s proxytest.Source, stop <-chan struct{}, told func(try), to ...netip.AddrPort) []try {
 	var tries []try
 	err := w.NS[s].Do(func() error {
 		for i := 0; ; i++ {
@@ -35,6 +35,7 @@ func hammer(t *testing.T, w *proxytest.World, s proxytest.Source, stop <-chan st
 			c.reply = proxytest.Dial(conntrack.TCP, c.to, 3*time.Second)
 			c.end = time.Now()
 			tries = append(tries, c)
+			told(c)
 			runtime.Gosched()
 		}
 	})
@@ -75,9 +76,10 @@ func TestTransitions(t *testing.T) {
 			var wg sync.WaitGroup
 			var mu sync.Mutex
 			var tries []try
+			met := newMeetings()
 			for _, s := range []proxytest.Source{proxytest.FromPod, proxytest.FromOutside, proxytest.FromNode} {
 				wg.Go(func() {
-					got := hammer(t, w, s, stop, vip, gone, other, nodePort)
+					got := hammer(t, w, s, stop, met.add, vip, gone, other, nodePort)
 					mu.Lock()
 					defer mu.Unlock()
 					tries = append(tries, got...)
@@ -87,7 +89,7 @@ func TestTransitions(t *testing.T) {
 			steady := map[proxytest.Source][]try{}
 			for _, s := range []proxytest.Source{proxytest.FromElsewhere, proxytest.FromB} {
 				wg.Go(func() {
-					got := hammer(t, w, s, stop, sticky)
+					got := hammer(t, w, s, stop, func(try) {}, sticky)
 					mu.Lock()
 					defer mu.Unlock()
 					steady[s] = got
@@ -103,8 +105,14 @@ func TestTransitions(t *testing.T) {
 					s.start = start
 					spans = append(spans, s)
 				}
-				if len(allowed) > 0 { // long enough for each client to meet it
+				if len(allowed) > 0 { // long enough for most clients to meet it
 					time.Sleep(150 * time.Millisecond)
+				}
+				// One at least must: on a busy machine none may have run, and of a
+				// refusal by ICMP the kernel sends a client six at once, then one a
+				// second, so that it waits for its next SYN.
+				for _, s := range allowed {
+					met.await(t, s, start)
 				}
 			}
 			done := func() { // the spans that are open end now
@@ -151,6 +159,37 @@ func TestTransitions(t *testing.T) {
 			}
 			t.Logf("%d connections, %d and %d sticky", len(tries), len(steady[proxytest.FromB]), len(steady[proxytest.FromElsewhere]))
 		})
+	}
+}
+
+// meetings is when clients met an outcome last.
+type meetings struct {
+	mu   sync.Mutex // guards last
+	last map[span]time.Time
+}
+
+func newMeetings() *meetings { return &meetings{last: map[span]time.Time{}} }
+
+func (m *meetings) add(c try) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.last[span{to: c.to, outcome: c.reply.Outcome()}] = c.end
+}
+
+// await waits until a client has met an outcome after a time.
+func (m *meetings) await(t *testing.T, s span, start time.Time) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		m.mu.Lock()
+		last := m.last[span{to: s.to, outcome: s.outcome}]
+		m.mu.Unlock()
+		if last.After(start) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Errorf("no connection to %s was %s within 20 s", s.to, s.outcome)
+			return
+		}
 	}
 }
 
