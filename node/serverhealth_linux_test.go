@@ -133,8 +133,12 @@ func (w *healthWorld) test() {
 	if n := <-stuck; n != 0 {
 		t.Errorf("%d of 8 clients that were there before did not get through", n)
 	}
-	if freed := c.Stats().Freed; freed == 0 {
-		t.Error("no stuck connection was let go")
+	// They are let go once the rules have changed, which may be after an endpoint is
+	// said to be out; half-open ones of the clients before are there in any case.
+	for end := time.Now().Add(time.Minute); c.Stats().Freed == 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no stuck connection was let go")
+		}
 	}
 	if n := w.failures(1000, 16, 10*time.Second); n > 10 {
 		t.Errorf("%d of 1000 connections failed", n)
