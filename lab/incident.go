@@ -48,6 +48,7 @@ type step struct {
 	noRoute string      // the node's route to this pod goes nowhere
 	detour  string      // the node's route to this address leads to foo-3
 	mtu     string      // of the node's link to this pod, 1000
+	narrow  string      // packets of more than 1000 bytes to this pod vanish
 	// link has the first pod answer the second by a link that is not the node's.
 	link [2]string
 	// oneSided has the node's route to this pod lead to foo-3, but for what has a mark.
@@ -167,6 +168,9 @@ func Incidents() []Incident {
 			Answer: "The node's link to web has an MTU of 1000, and a rule drops the word about it to the pods.",
 			do: step{faults: [][2]string{{FaultLarge, "shop/foo-1"}, {FaultLarge, "shop/foo-2"}, {FaultLarge, "shop/foo-3"}}, mtu: "shop/web",
 				node: iptables("-I OUTPUT -p icmp -m icmp --icmp-type fragmentation-needed -j DROP")}},
+		{Name: "narrow", Service: "foo", Symptom: "pod web gets no answer from http://foo.shop when it is a long one, and no ICMP error is seen anywhere", Reason: trace.LargeUnacknowledged, Late: 7 * time.Second,
+			Answer: "Behind the node's link to web packets of more than 1000 bytes vanish without a word.",
+			do:     step{faults: [][2]string{{FaultLarge, "shop/foo-1"}, {FaultLarge, "shop/foo-2"}, {FaultLarge, "shop/foo-3"}}, narrow: "shop/web"}},
 		{Name: "bypass", RulesOf: true, Service: "foo", Symptom: "for a moment requests to http://foo.shop hung", Reason: trace.Untranslated, Once: true,
 			Answer: "For a second a rule of nat let packets to foo pass before the rules of Services saw them; connections that began meanwhile go on to the address of the Service itself.",
 			do:     step{first: iptables("-t nat -I PREROUTING -d 10.96.0.10/32 -j ACCEPT"), pause: time.Second, again: iptables("-t nat -D PREROUTING -d 10.96.0.10/32 -j ACCEPT")}},

@@ -82,6 +82,11 @@ func (l *Lab) happen(ctx context.Context, s *step) error {
 			return err
 		}
 	}
+	if s.narrow != "" {
+		if err := l.narrow(ctx, s.narrow, true); err != nil {
+			return err
+		}
+	}
 	if s.link[0] != "" {
 		if err := l.secondLink(s.link[0], s.link[1], true); err != nil {
 			return err
@@ -366,6 +371,11 @@ func (l *Lab) Heal(ctx context.Context) error {
 	}
 	if s.detour != "" {
 		if err := l.nodeDetour(s.detour, false); err != nil {
+			return err
+		}
+	}
+	if s.narrow != "" {
+		if err := l.narrow(ctx, s.narrow, false); err != nil {
 			return err
 		}
 	}

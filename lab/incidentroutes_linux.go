@@ -1,12 +1,15 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/kptrace/kptrace/internal/exec"
 )
 
 const (
@@ -84,4 +87,18 @@ func (l *Lab) nodeOneSided(id string, on bool) error {
 	return errors.Join(
 		p.space.nl.NeighSet(neigh), sp.nl.RouteAdd(side), sp.nl.RuleAdd(rule),
 		sp.nl.RouteAdd(&netlink.Route{Dst: dst, LinkIndex: other.Attrs().Index, Scope: netlink.SCOPE_LINK}))
+}
+
+// narrow has packets of more than 1000 bytes vanish as they come to a pod, or not.
+func (l *Lab) narrow(ctx context.Context, id string, on bool) error {
+	p := l.pods[id]
+	if p == nil {
+		return fmt.Errorf("no pod %s", id)
+	}
+	rules := "delete table ip narrow"
+	if on {
+		rules = "table ip narrow { chain arrive { type filter hook prerouting priority -300; meta length > 1000 drop; }; }"
+	}
+	_, err := exec.Run(ctx, exec.Spec{Path: "nft", Args: []string{rules}, Netns: p.space.ns.Fd()})
+	return err
 }

@@ -34,6 +34,8 @@ const (
 	EntryLost     Reason = "entry-lost"
 	TooLarge      Reason = "too-large"
 	StaleEntry    Reason = "stale-entry"
+	// LargeUnacknowledged says what was seen, and not that it was the MTU.
+	LargeUnacknowledged Reason = "large-unacknowledged"
 	// NodePortShadowed is of any address of a Service.
 	NodePortShadowed Reason = "nodeport-shadowed"
 
@@ -129,6 +131,9 @@ func Reasons() []ReasonInfo {
 		{TooLarge, "Large packets of the connection do not get through: they exceed the MTU of a link on the way, and the sender does not heed the ICMP error that says so.",
 			"The error (fragmentation needed, packet too big) was seen more than once, 200 ms apart and more: the sender sent the same size again.",
 			"A firewall that drops ICMP on the way to the sender or in it; the MTU of the CNI's devices against that of the nodes' network; TCPMSS --clamp-mss-to-pmtu."},
+		{LargeUnacknowledged, "Large packets of the connection passed the node again and again, and were never acknowledged by the side that then ended it; small ones were, for it was established.",
+			"The FIN or RST of that side acknowledges less than the entry had counted more than a second before, and in between the other side sent large packets and heard nothing.",
+			"Does a link on the way have a smaller MTU, and does the router before it send no ICMP error, or a firewall drop it? ping -M do -s 1400 ADDRESS; TCPMSS --clamp-mss-to-pmtu; net.ipv4.tcp_mtu_probing=1 at the sender."},
 		{StaleEntry, "Connection tracking keeps the client at an endpoint that has left the Service.",
 			"The API does not have the endpoint any more, the client's packets still pass its entry, and nothing comes back.",
 			"conntrack -D -p udp --orig-dst ADDRESS; why does the kube-proxy not delete it?"},

@@ -202,6 +202,8 @@ func because(f *trace.Flow) string {
 		text = "no source port was left"
 	case trace.TooLarge:
 		text = "large packets do not get through"
+	case trace.LargeUnacknowledged:
+		text = "large packets were never acknowledged"
 	case trace.EntryLost:
 		text = "its entry was lost"
 	case trace.StaleEntry:

@@ -20,6 +20,10 @@ func (c *Correlator) cause(r *rec) {
 		f.Reason, f.Cause = trace.TooLarge, r.tooLarge
 		return
 	}
+	if r.unacked != "" {
+		f.Reason, f.Cause = trace.LargeUnacknowledged, r.unacked
+		return
+	}
 	if !f.Outcome.Failed() || r.direct {
 		if r.aside != nil && !r.direct && f.Reason == trace.NoReason {
 			f.Reason, f.Cause = r.aside.reason, r.aside.cause

@@ -35,7 +35,7 @@ type Config struct {
 	// Watched says whether anybody looks at updates as they come. While it
 	// says false, those of flows that have neither failed nor ended are put
 	// together for up to a second, and no entry is asked for its counters: the
-	// DESTROY brings them. It is called for each update and must be cheap. Nil
+	// DESTROY brings them, and one look at those that last longer than 0.8 s. It is called for each update and must be cheap. Nil
 	// is always.
 	Watched func() bool
 	// Counters says whether the counters of a flow that is about to end are

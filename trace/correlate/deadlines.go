@@ -35,7 +35,9 @@ func (c *Correlator) stateOver(r *rec, now int64) {
 	case pending:
 		c.pendingOver(r, now)
 	case open:
-		if idle := r.lastEvent + r.askEvery; r.askEvery != 0 && idle > now {
+		if c.look(r, now) {
+			r.stateDue = max(now+1, r.lastEvent+r.askEvery)
+		} else if idle := r.lastEvent + r.askEvery; r.askEvery != 0 && idle > now {
 			r.stateDue = idle
 		} else if c.ask(r) {
 			r.stateDue = c.idleDue(r, now)
@@ -43,7 +45,7 @@ func (c *Correlator) stateOver(r *rec, now int64) {
 			r.stateDue = now + askAgain
 		}
 	case closing:
-		if !r.asked && !r.counted && (c.cfg.Watched() || c.cfg.Counters(r.f)) && c.ask(r) {
+		if !r.asked && !r.counted && (c.cfg.Watched() || c.cfg.Counters(r.f) || r.large.suspect) && c.ask(r) {
 			r.asked = true
 			r.stateDue = now + askWait
 			return

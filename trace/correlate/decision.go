@@ -11,6 +11,7 @@ import (
 const (
 	hookOutput = 3
 	flagSYN    = 2
+	flagACK    = 16
 	notKept    = "the endpoint is in no generation of the rules that is kept"
 )
 

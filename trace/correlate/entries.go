@@ -232,6 +232,7 @@ func (c *Correlator) entry(e *trace.Event) {
 		c.stale(r, e)
 	}
 	counted := count(f, e)
+	r.looked(e)
 	switch r.phase {
 	case closing:
 		r.counted = counted

@@ -73,7 +73,7 @@ func (c *Correlator) answer(r *rec, e *trace.Event) {
 	}
 	f := c.edit(r)
 	f.Evidence = f.Evidence.With(e.Source)
-	r.answerAt, r.answerDevice = e.Time, e.InDev
+	r.answerAt, r.answerDevice, r.large.answerSeq = e.Time, e.InDev, e.TCPSeq
 	c.answeredNow(r, f, e.Time)
 	c.publish(r)
 }
@@ -91,6 +91,10 @@ func (c *Correlator) answeredNow(r *rec, f *trace.Flow, now int64) {
 		r.phase = open
 		f.Outcome = trace.Open
 		r.stateDue = c.idleDue(r, now)
+		if r.tcp() && r.picked && !r.relayed && r.answerAt != 0 && r.stateDue != 0 {
+			r.large.lookDue = now + firstLook
+			r.stateDue = min(r.stateDue, r.large.lookDue)
+		}
 	}
 }
 
@@ -119,6 +123,7 @@ func (c *Correlator) fin(r *rec, e *trace.Event, fromReply bool) {
 		last(f).Outcome = tryEstablished
 	}
 	r.endAt = e.Time
+	r.unacknowledged(e, fromReply)
 	c.close(r, trace.Closed, trace.NoReason, e.Time+finWait)
 }
 
@@ -166,6 +171,7 @@ func (c *Correlator) rst(r *rec, e *trace.Event, fromReply bool) {
 	default:
 		r.answered, r.endAt = true, e.Time
 		r.finIn, r.finOut = true, true
+		r.unacknowledged(e, fromReply)
 		why := trace.ResetByClient
 		if fromReply {
 			why = trace.ResetByEndpoint
@@ -222,6 +228,9 @@ func (c *Correlator) end(r *rec, o trace.Outcome, why trace.Reason, missing stri
 func (c *Correlator) finish(r *rec) {
 	f := c.edit(r)
 	f.Ended, f.Completed = true, true
+	if r.tooLarge == "" && r.counted {
+		r.unacked = r.stuck()
+	}
 	if !r.counted && !r.relayed {
 		// What an earlier look at the entry showed is not the whole.
 		f.Counted, f.Out, f.In = false, conntrack.Counters{}, conntrack.Counters{}

@@ -560,13 +560,17 @@ func TestAsk(t *testing.T) {
 	k.pick().new()
 	l.pass(ms)
 	k.synack()
-	l.wait(70 * time.Second)
-	if len(l.asked) != 1 {
+	l.wait(50 * time.Second)
+	if len(l.asked) != 1 { // after a second, for what it has sent
+		t.Fatalf("asked %d times in 50 s", len(l.asked))
+	}
+	l.wait(20 * time.Second)
+	if len(l.asked) != 2 {
 		t.Fatalf("asked %d times in 70 s", len(l.asked))
 	}
 	k.entry(answered, packets(2, 2))
 	l.wait(120 * time.Second)
-	if len(l.asked) != 2 {
+	if len(l.asked) != 3 {
 		t.Fatalf("asked %d times in 190 s", len(l.asked))
 	}
 	k.gone()

@@ -63,6 +63,9 @@ type rec struct {
 	// said if its sender does not heed that.
 	tooBigAt int64
 	tooLarge string
+	large    large
+	// unacked is what is said if large packets were never acknowledged.
+	unacked string
 	// told is a reason that is known for certain, and settled says that it is
 	// final; lostReplies counts SYNs after the answer.
 	settled     bool

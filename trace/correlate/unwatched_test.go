@@ -46,6 +46,10 @@ func TestUnwatched(t *testing.T) {
 	if len(got) != 1 || got[0].Outcome != trace.Open || got[0].Established < 0 {
 		t.Fatalf("open: %d updates, %+v", len(got), got)
 	}
+	if asked != 1 { // once, for what it has sent
+		t.Errorf("open: %d questions", asked)
+	}
+	asked = 0
 	// Who asks for all gets what is held back, too.
 	x.n++
 	orig, _ = x.tuples(x.n)
