@@ -105,7 +105,7 @@ func (c *client) connect(t Target) Report {
 			time.Sleep(t.Hold)
 			_ = conn.SetDeadline(time.Now().Add(patience))
 		} else {
-			_ = conn.SetDeadline(r.Start.Add(wait))
+			_ = conn.SetDeadline(r.Start.Add(wait + t.Hold))
 		}
 		err = c.exchange(conn, t, &r)
 		conn.Close()
@@ -156,6 +156,7 @@ func (c *client) exchange(conn net.Conn, t Target, r *Report) error {
 				r.Established = time.Since(r.Start)
 			}
 			body = body[:n]
+			c.again(conn, t)
 		}
 	}
 	if err != nil {
@@ -163,6 +164,16 @@ func (c *client) exchange(conn net.Conn, t Target, r *Report) error {
 	}
 	r.Server, r.Seen, err = parseAnswer(body)
 	return err
+}
+
+// udpAgain is how often a client that holds its UDP port asks once more.
+const udpAgain = 250 * time.Millisecond
+
+// again asks from the same port for as long as a UDP target is held, answered or not.
+func (c *client) again(conn net.Conn, t Target) {
+	for end := time.Now().Add(t.Hold); time.Now().Before(end); time.Sleep(udpAgain) {
+		_, _ = conn.Write([]byte(c.id))
+	}
 }
 
 // abort asks and has the kernel send an RST instead of waiting for the answer.

@@ -152,7 +152,20 @@ func (l *Lab) happen(ctx context.Context, s *step) error {
 	if changed == string(b) {
 		return errors.New("the manifests are not those of the scenario incident")
 	}
-	return replaceFile(path, changed)
+	if err := replaceFile(path, changed); err != nil || len(s.then) == 0 {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(time.Second): // so that it has been read
+	}
+	for _, f := range s.then {
+		if err := l.Fault(ctx, f[0], f[1], 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // nodeRun runs a program on the node.
@@ -354,7 +367,7 @@ func (l *Lab) Heal(ctx context.Context) error {
 		}
 	}
 	node := l.world.spaces[NodeSpace(incidentNode)]
-	for _, f := range s.faults {
+	for _, f := range slices.Concat(s.faults, s.then) {
 		if err := l.Fault(ctx, FaultHeal, f[1], 0); err != nil {
 			return err
 		}

@@ -33,7 +33,8 @@ type Target struct {
 	Count int `json:"count,omitempty"`
 	// After is the delay before the first one.
 	After time.Duration `json:"after,omitempty"`
-	// Hold is how long a connection stays idle before the question is asked.
+	// Hold is how long a connection stays idle before the question is asked; with
+	// udp how long it is asked again from the same port.
 	Hold time.Duration `json:"hold,omitempty"`
 }
 

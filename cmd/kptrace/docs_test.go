@@ -66,7 +66,6 @@ func TestGeneratedDocs(t *testing.T) {
 func TestReasonsHaveFaults(t *testing.T) {
 	elsewhere := map[trace.Reason]string{
 		trace.Localnet:     "a rule that no connection to a Service meets in a lab: proxy/proxytest",
-		trace.StaleEntry:   "trace/correlate TestCauseOfEntries",
 		trace.ProxyStopped: "trace/correlate, userspace mode",
 	}
 	all := lab.Incidents()

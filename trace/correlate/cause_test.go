@@ -323,6 +323,34 @@ func TestCauseOfEntries(t *testing.T) {
 		k.rstIn()
 		l.failedFor(trace.EntryLost, "new connection")
 	})
+	t.Run("its entry is looked at as soon as the endpoint left", func(t *testing.T) {
+		l := newLab(t, nil)
+		l.canAsk = true
+		k := l.conn(dns, pod, dnsEndpoint(t)).pick().new().answer()
+		other := l.conn(dns, "10.244.1.5:40001", netip.MustParseAddrPort("10.244.9.9:5353"))
+		l.wait(time.Second)
+		eps := endpoints()
+		eps[dns] = []netip.AddrPort{netip.MustParseAddrPort("10.244.9.9:5353")}
+		l.views = append([]*proxy.View{view(time.Unix(0, l.now), &l.walks, eps)}, l.views...)
+		other.pick().new().answer() // began at one that is there
+		for n := uint64(5); n < 7; n++ {
+			l.asked = nil
+			l.wait(1200 * time.Millisecond)
+			if len(l.asked) != 1 || l.asked[0] != k.orig() {
+				t.Fatalf("looked at %v", l.asked)
+			}
+			k.entry(answered, packets(n, 5), func(e *trace.Event) { e.Timeout = 120 })
+		}
+		for _, f := range l.flows {
+			if want := f.Tuple == k.orig(); (f.Reason == trace.StaleEntry) != want || f.Outcome.Failed() != want {
+				t.Errorf("%v: %s for %q", f.Tuple, f.Outcome, f.Reason)
+			}
+		}
+		l.asked = nil
+		if l.wait(5 * time.Second); len(l.asked) != 0 {
+			t.Errorf("what is known is looked at as often: %v", l.asked)
+		}
+	})
 	t.Run("a UDP client stays at an endpoint that left", func(t *testing.T) {
 		l := newLab(t, func(c *correlate.Config) { c.Ask = func(conntrack.Tuple) bool { return true } })
 		k := l.conn(dns, pod, dnsEndpoint(t)).pick().new().answer()

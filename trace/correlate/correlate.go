@@ -22,6 +22,7 @@ type Correlator struct {
 	keys       map[conntrack.Tuple]*rec
 	live, done recList
 	spare      *rec
+	newest     *proxy.View // of endpointsLeft
 	timers     wheel
 	fired      []*rec
 	early      earlyEvents
@@ -103,6 +104,7 @@ func (c *Correlator) Advance(now time.Time) {
 		t = max(t, c.now-int64(c.cfg.Hold))
 	}
 	c.now = max(c.now, t)
+	c.endpointsLeft()
 	c.fired = c.timers.expired(t, c.fired[:0])
 	for i, r := range c.fired {
 		c.fired[i] = nil

@@ -256,6 +256,9 @@ func (c *Correlator) entry(e *trace.Event) {
 	}
 	if !r.tcp() && c.cfg.Ask != nil {
 		r.stateDue = c.now + int64(time.Second)*int64(e.Timeout+1)
+		if due := r.askLeft(c.now); due != 0 {
+			r.stateDue = due
+		}
 	}
 	if f.Outcome.Failed() {
 		c.publish(r)

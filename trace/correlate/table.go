@@ -57,6 +57,8 @@ type rec struct {
 	// that this one had expired, elsewhere
 	// that it leads to what is no endpoint, inquired that Config.Inquire was told.
 	untranslated, resumed, expired, elsewhere, inquired bool
+	// left says that a UDP flow's endpoint has left its Service.
+	left bool
 	// device is the interface the first packet came in by, answerDevice the answer.
 	device, answerDevice uint32
 	// tooBigAt is when a packet was first said to be too large, and tooLarge what is
