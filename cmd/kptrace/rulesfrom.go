@@ -39,7 +39,7 @@ type rulesFlags struct {
 
 func (f *rulesFlags) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
-	fl.StringArrayVar(&f.files, "rules", nil, "what iptables-save, ip6tables-save or nft list ruleset printed, or a bug report: a file, or - for stdin; repeatable")
+	fl.StringArrayVar(&f.files, "rules", nil, "what iptables-save, ip6tables-save or nft list ruleset (with -j or without) printed, or a bug report: a file, or - for stdin; repeatable")
 	fl.StringArrayVar(&f.nodeIPs, "node-ip", nil, "an address of the node whose rules these are; give all, where it matters")
 	fl.StringVar(&f.manifests, "manifests", "", "folder of Kubernetes YAML with the Services and EndpointSlices")
 	fl.StringVar(&f.kubeconfig, "kubeconfig", "", "file that says how to reach the API server with them, instead of a folder")

@@ -142,7 +142,7 @@ func TestOtherText(t *testing.T) {
 	t.Parallel()
 	text := upstream(t)
 	for name, c := range map[string]struct{ text, want string }{
-		"JSON":      {`{"nftables": []}`, "without -j"},
+		"JSON":      {`{"services": []}`, "nft -j list ruleset"},
 		"iptables":  {"*nat\nCOMMIT\n", "where a table should begin"},
 		"cut":       {text[:len(text)/2], "ends in the middle"},
 		"two nodes": {text + text, "there twice"},

@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"errors"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -28,10 +27,13 @@ type Program struct {
 	unknown  map[string]bool
 }
 
-// Parse reads what nft list ruleset prints.
+// Parse reads what nft list ruleset prints, with -j or without.
 func Parse(cfg Config, text string) (*Program, error) {
-	if strings.HasPrefix(strings.TrimSpace(text), "{") {
-		return nil, errors.New("nftables: this is what nft -j prints: give what nft list ruleset prints, without -j")
+	if IsJSON(text) {
+		var err error
+		if text, err = FromJSON([]byte(text)); err != nil {
+			return nil, err
+		}
 	}
 	r := &parser{words: words(text)}
 	if err := r.parse(); err != nil {

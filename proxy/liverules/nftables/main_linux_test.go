@@ -1,0 +1,9 @@
+package nftables
+
+import (
+	"testing"
+
+	"github.com/kptrace/kptrace/internal/netns"
+)
+
+func TestMain(m *testing.M) { netns.Main(m) }
