@@ -128,7 +128,7 @@ func (b *bench) connect() {
 		wg.Go(func() {
 			_ = b.w.NS[proxytest.FromPod].Do(func() error {
 				for i := range burst / 4 {
-					send(conntrack.TCP, uint16(10000+part*burst/4+i), netip.MustParseAddrPort("10.96.3.10:80"), 5*time.Second)
+					proxytest.Send(conntrack.TCP, uint16(10000+part*burst/4+i), netip.MustParseAddrPort("10.96.3.10:80"), 5*time.Second)
 				}
 				return nil
 			})

@@ -54,7 +54,7 @@ func TestIPVSTableIsObserved(t *testing.T) {
 						}
 						port++
 						w.Must(w.NS[row.From].Do(func() error {
-							send(row.Proto, port, row.To, 200*time.Millisecond)
+							proxytest.Send(row.Proto, port, row.To, 200*time.Millisecond)
 							return nil
 						}))
 						packet := "SYN"

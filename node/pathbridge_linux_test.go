@@ -43,7 +43,7 @@ func TestPathsThroughABridge(t *testing.T) {
 					t.Helper()
 					port++
 					dst := netip.MustParseAddrPort(to)
-					w.Must(w.NS[from].Do(func() error { send(conntrack.TCP, port, dst, 300*time.Millisecond); return nil }))
+					w.Must(w.NS[from].Do(func() error { proxytest.Send(conntrack.TCP, port, dst, 300*time.Millisecond); return nil }))
 					seen, ok := rig.find(port, "SYN")
 					if !ok {
 						t.Fatalf("the SYN of %s to %s was not seen", from, to)

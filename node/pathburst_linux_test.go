@@ -40,7 +40,7 @@ func TestBurstIsCountedExactly(t *testing.T) {
 				to := netip.MustParseAddrPort("10.96.3.10:80")
 
 				// One connection tells how many reports there are of each packet.
-				w.Must(w.NS[proxytest.FromPod].Do(func() error { send(conntrack.TCP, 9999, to, time.Second); return nil }))
+				w.Must(w.NS[proxytest.FromPod].Do(func() error { proxytest.Send(conntrack.TCP, 9999, to, time.Second); return nil }))
 				if _, ok := rig.find(9999, "SYN"); !ok {
 					t.Fatal("no path of the first connection")
 				}
@@ -54,7 +54,7 @@ func TestBurstIsCountedExactly(t *testing.T) {
 					wg.Go(func() {
 						_ = w.NS[proxytest.FromPod].Do(func() error {
 							for i := range burst / 4 {
-								send(conntrack.TCP, uint16(10000+part*burst/4+i), to, 5*time.Second)
+								proxytest.Send(conntrack.TCP, uint16(10000+part*burst/4+i), to, 5*time.Second)
 							}
 							return nil
 						})

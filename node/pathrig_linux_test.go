@@ -2,14 +2,11 @@ package node
 
 import (
 	"context"
-	"net"
 	"net/netip"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/internal/netns"
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
@@ -198,29 +195,6 @@ func (r *pathRig) find(port uint16, packet string) (path.Joined, bool) {
 			return path.Joined{}, false
 		}
 	}
-}
-
-// send sends the first packet of a connection from a port of the calling
-// thread's namespace, and does not care what becomes of it.
-func send(proto conntrack.Proto, port uint16, to netip.AddrPort, timeout time.Duration) {
-	d := net.Dialer{Timeout: timeout, Control: func(_, _ string, c syscall.RawConn) error {
-		return c.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1) })
-	}}
-	if proto == conntrack.UDP {
-		d.LocalAddr = &net.UDPAddr{Port: int(port)}
-	} else {
-		d.LocalAddr = &net.TCPAddr{Port: int(port)}
-	}
-	c, err := d.Dial(proto.String(), to.String())
-	if err != nil {
-		return
-	}
-	if tcp, ok := c.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0)
-	} else {
-		_, _ = c.Write([]byte("?"))
-	}
-	c.Close()
 }
 
 // backendFor is the iptables mode of a Setup in a namespace.

@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/kptrace/kptrace/exporters/relay"
@@ -17,8 +16,11 @@ import (
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/liverules"
+	"github.com/kptrace/kptrace/proxy/liverules/nftables"
+	"github.com/kptrace/kptrace/trace"
 	"github.com/kptrace/kptrace/trace/check"
 	"github.com/kptrace/kptrace/trace/explain"
+	"github.com/kptrace/kptrace/trace/selection"
 )
 
 // fixPatience bounds the wait for a repair.
@@ -123,12 +125,16 @@ func (n *node) explain(ctx context.Context, req relay.ExplainRequest) ([]explain
 		}
 		return a, nil
 	}
-	if v.Mode == proxy.IPTables && !req.Desired {
+	if (v.Mode == proxy.IPTables || v.Mode == proxy.NFTables) && !req.Desired {
 		s, _, err := Inspect(ctx)
 		if err != nil {
 			return nil, err
 		}
-		live = n.live(ctx, v, s)
+		if v.Mode == proxy.IPTables {
+			live = n.live(ctx, v, s)
+		} else if live, err = n.liveNFT(ctx, v, s); err != nil {
+			return nil, err
+		}
 	}
 	var out []explain.Answer
 	for _, pkt := range packets {
@@ -136,10 +142,28 @@ func (n *node) explain(ctx context.Context, req relay.ExplainRequest) ([]explain
 		if err != nil {
 			return nil, err
 		}
+		untraced(&a)
 		a.Name(v.Snapshot, v.Overlay)
 		out = append(out, a)
 	}
 	return out, nil
+}
+
+// untraced leaves out the rules by which paths are traced just now, as what is
+// observed does.
+func untraced(a *explain.Answer) {
+	own := func(h trace.Hop) bool { return selection.Owns(h.Table, h.Chain) || selection.Owns(h.Table, h.Target) }
+	clean := func(ways []explain.Way) {
+		for i := range ways {
+			ways[i].Path.Hops = slices.DeleteFunc(ways[i].Path.Hops, own)
+		}
+	}
+	for i := range a.Cases {
+		clean(a.Cases[i].Ways)
+		for j := range a.Cases[i].Choices {
+			clean(a.Cases[i].Choices[j].Ways)
+		}
+	}
 }
 
 // live walks the rules of the flavour that serves.
@@ -154,16 +178,9 @@ func (n *node) live(ctx context.Context, v *proxy.View, s *check.State) func(pro
 		}
 	}
 	clients := newHeld(liverules.New(liverules.Config{}, rulesets...).AffinityLists())
-	cfg := liverules.Config{Addrs: s.Addrs, Route: route, Recent: clients.recent, Snapshot: v.Snapshot, Overlay: v.Overlay}
-	var notes []string
-	if slices.ContainsFunc(rulesets, asksSets) {
-		if sets, err := readSets(ctx); err != nil {
-			notes = append(notes, "the kernel's sets could not be read, so what rules ask of them is not evaluated: "+err.Error())
-		} else {
-			cfg.Set = sets.Match
-		}
-	}
-	p := liverules.New(cfg, rulesets...)
+	p, notes := programOf(ctx, liverules.Config{
+		Addrs: s.Addrs, Route: route, Recent: clients.recent, Snapshot: v.Snapshot, Overlay: v.Overlay,
+	}, rulesets)
 	return func(pkt proxy.Packet) (explain.Answer, error) {
 		if pkt.In == "" && !pkt.FromNode {
 			pkt.In = deviceTo(pkt.Src.Addr())
@@ -179,14 +196,77 @@ func (n *node) live(ctx context.Context, v *proxy.View, s *check.State) func(pro
 	}
 }
 
-// asksSets reports whether rules ask for sets other than kptrace's own.
+// programOf reads rulesets, and the kernel's sets if rules ask for any.
+func programOf(ctx context.Context, cfg liverules.Config, rulesets []*xtables.Ruleset) (p *liverules.Program, notes []string) {
+	if slices.ContainsFunc(rulesets, asksSets) {
+		if sets, err := readSets(ctx); err != nil {
+			notes = append(notes, "the kernel's sets could not be read, so what rules ask of them is not evaluated: "+err.Error())
+		} else {
+			cfg.Set = sets.Match
+		}
+	}
+	return liverules.New(cfg, rulesets...), notes
+}
+
+// liveNFT walks the tables of a kube-proxy in nftables mode, and those of iptables
+// beside them.
+func (n *node) liveNFT(ctx context.Context, v *proxy.View, s *check.State) (func(proxy.Packet) (explain.Answer, error), error) {
+	text, err := (&xtables.Tools{}).NFTAll(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("the rules of the nftables mode cannot be read: %w", err)
+	}
+	var rulesets []*xtables.Ruleset
+	for _, fa := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
+		for _, d := range s.Dumps { // of two flavours the one that has more rules
+			if d.Family != fa || rules(d.Rules) == 0 {
+				continue
+			}
+			if k := len(rulesets) - 1; k >= 0 && rulesets[k].Family == fa {
+				if rules(d.Rules) > rules(rulesets[k]) {
+					rulesets[k] = d.Rules
+				}
+				continue
+			}
+			rulesets = append(rulesets, d.Rules)
+		}
+	}
+	beside, notes := programOf(ctx, liverules.Config{Addrs: s.Addrs, Route: route}, rulesets)
+	p, err := nftables.Parse(nftables.Config{Addrs: s.Addrs, Beside: beside, Clients: true}, text)
+	if err != nil {
+		return nil, err
+	}
+	return func(pkt proxy.Packet) (explain.Answer, error) {
+		if pkt.In == "" && !pkt.FromNode {
+			pkt.In = deviceTo(pkt.Src.Addr())
+		}
+		o := p.Walk(pkt)
+		a := explain.Outcome(&o, proxy.NFTables, pkt)
+		a.Rules = "the live rules of " + n.cfg.Name + " (nftables)"
+		a.Notes = append(a.Notes, notes...)
+		for _, text := range p.Unknown() {
+			a.Notes = append(a.Notes, "not evaluated, and taken not to match: "+text)
+		}
+		return a, nil
+	}, nil
+}
+
+// rules counts them.
+func rules(rs *xtables.Ruleset) (n int) {
+	for _, t := range rs.Tables {
+		for _, c := range t.Chains {
+			n += len(c.Rules)
+		}
+	}
+	return n
+}
+
+// asksSets reports whether rules ask for sets.
 func asksSets(rs *xtables.Ruleset) bool {
 	for _, t := range rs.Tables {
 		for _, c := range t.Chains {
 			for _, r := range c.Rules {
 				if slices.ContainsFunc(r.Matches, func(m xtables.Match) bool {
-					o := m.Opt("match-set")
-					return o != nil && !strings.HasPrefix(o.Value(), "KPTRACE-")
+					return m.Opt("match-set") != nil
 				}) {
 					return true
 				}

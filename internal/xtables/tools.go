@@ -136,6 +136,13 @@ func (t *Tools) NFTText(ctx context.Context, family, table string) (string, erro
 	return t.run(ctx, "nft", "-a", "-s", "-t", "list", "table", family, table)
 }
 
+// NFTAll lists all tables of nf_tables without counts, as nft prints them.
+func (t *Tools) NFTAll(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, saveTimeout)
+	defer cancel()
+	return t.run(ctx, "nft", "-s", "list", "ruleset")
+}
+
 // Save reads one table, or all that exist if table is "". With counters, rules
 // carry what the kernel counted. Running iptables-legacy-save can load modules:
 // asking for a table creates it, asking for all reads only those that are there.

@@ -239,11 +239,16 @@ func (p *Program) maybeLocal(f *family) func(netip.Addr) xtables.Tri {
 	}
 }
 
-// set answers for the sets of our own, which say of what to report and decide
-// nothing: they hold the addresses of Services, and their endpoints. Of others
-// the Config tells.
+// set answers what the Config tells. Where that does not know the sets of our own,
+// which say of what to report and decide nothing, they hold the addresses of Services,
+// and their endpoints.
 func (p *Program) set(f *family) func(string, []string, *xtables.Packet) xtables.Tri {
 	return func(name string, dirs []string, pkt *xtables.Packet) xtables.Tri {
+		if p.cfg.Set != nil {
+			if t := p.cfg.Set(name, dirs, pkt); t != xtables.Unknown {
+				return t
+			}
+		}
 		found := false
 		switch {
 		case strings.HasPrefix(name, "KPTRACE-") && len(dirs) > 0 && dirs[0] == "dst":
@@ -252,10 +257,8 @@ func (p *Program) set(f *family) func(string, []string, *xtables.Packet) xtables
 			})
 		case strings.HasPrefix(name, "KPTRACE-"):
 			found = f.endpoints[netip.AddrPortFrom(pkt.Src, pkt.SPort)] != nil
-		case p.cfg.Set == nil:
-			return xtables.Unknown
 		default:
-			return p.cfg.Set(name, dirs, pkt)
+			return xtables.Unknown
 		}
 		if found {
 			return xtables.Yes
@@ -291,10 +294,6 @@ func (p *Program) Leaves(pkt proxy.Packet) []xtables.Leaf {
 	}
 	in := xtables.Packet{Proto: pkt.Proto.String(), Src: pkt.Src.Addr(), Dst: pkt.Dst.Addr(),
 		SPort: pkt.Src.Port(), DPort: pkt.Dst.Port(), In: pkt.In, State: xtables.StateNew}
-	if pkt.Proto == conntrack.TCP {
-		in.TCPFlags = tcpSYN
-	}
-	o := xtables.Oracles{MaybeLocal: p.maybeLocal(f), Set: p.set(f), Recent: p.cfg.Recent, Route: p.cfg.Route, Device: device}
 	stations := xtables.Received()
 	if pkt.FromNode {
 		in.In = ""
@@ -304,6 +303,26 @@ func (p *Program) Leaves(pkt proxy.Packet) []xtables.Leaf {
 				stations = append(stations, s)
 			}
 		}
+	}
+	return p.walk(f, in, stations, pkt.FromNode)
+}
+
+// Station returns every way that a first packet can go through one built-in chain: for
+// whoever walks what is between these. It is empty if there are no rules of the family.
+func (p *Program) Station(pkt xtables.Packet, s xtables.Station, fromNode bool) []xtables.Leaf {
+	f := p.family(pkt.Dst)
+	if f == nil || f.rules.Table(s.Table).Chain(s.Chain) == nil {
+		return nil
+	}
+	return p.walk(f, pkt, []xtables.Station{s}, fromNode)
+}
+
+func (p *Program) walk(f *family, in xtables.Packet, stations []xtables.Station, fromNode bool) []xtables.Leaf {
+	if in.Proto == conntrack.TCP.String() {
+		in.TCPFlags = tcpSYN
+	}
+	o := xtables.Oracles{MaybeLocal: p.maybeLocal(f), Set: p.set(f), Recent: p.cfg.Recent, Route: p.cfg.Route, Device: device}
+	if fromNode {
 		o.Device = func(name string, out bool, p *xtables.Packet) xtables.Tri {
 			if !out {
 				return xtables.No

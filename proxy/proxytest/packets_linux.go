@@ -366,6 +366,29 @@ func Dial(proto conntrack.Proto, to netip.AddrPort, timeout time.Duration) Reply
 	return Reply{Endpoint: netip.MustParseAddrPort(Source(name).Addr().String() + ":" + port), Seen: from.Addr()}
 }
 
+// Send sends the first packet of a connection from a port of the calling
+// thread's namespace, and does not care what becomes of it.
+func Send(proto conntrack.Proto, port uint16, to netip.AddrPort, timeout time.Duration) {
+	d := net.Dialer{Timeout: timeout, Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1) })
+	}}
+	if proto == conntrack.UDP {
+		d.LocalAddr = &net.UDPAddr{Port: int(port)}
+	} else {
+		d.LocalAddr = &net.TCPAddr{Port: int(port)}
+	}
+	c, err := d.Dial(proto.String(), to.String())
+	if err != nil {
+		return
+	}
+	if tcp, ok := c.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	} else {
+		_, _ = c.Write([]byte("?"))
+	}
+	c.Close()
+}
+
 // From dials from a source.
 func (w *World) From(s Source, proto conntrack.Proto, to netip.AddrPort, timeout time.Duration) Reply {
 	var r Reply

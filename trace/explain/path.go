@@ -89,8 +89,12 @@ func steps(in []proxy.Step, pkt proxy.Packet, endpoint netip.AddrPort) []trace.H
 			h.Kind, h.Rule, h.Verdict = trace.HopPolicy, 0, "accept"
 		case s.Text == "" && s.Purpose == "":
 			h.Kind = trace.HopEnd
+		case s.Text == "" && s.Effect == xtables.EffectDrop:
+			h.Kind = trace.HopPolicy
 		case s.Effect == xtables.EffectJump || s.Effect == xtables.EffectGoto:
-			h.Target = target(s.Text)
+			if h.Target = target(s.Text); h.Target == "" && i+1 < len(in) {
+				h.Target = in[i+1].Chain // by a map of nftables
+			}
 		case s.Table == "ipvs":
 			// Not a rule: the kernel's balancer, by the virtual server's name.
 			h.Kind, h.Table, h.Source = trace.HopIPVS, "", trace.IPVS

@@ -67,11 +67,16 @@ func cutHandle(l string) (body string, handle uint64) {
 }
 
 // Effect is what a rule does to a packet where the kernel, reporting that it was
-// met, says only "accept": translate it. Empty where it does not.
+// met, says only "accept" or "drop": translate it, or tell its sender. Empty where it
+// does neither.
 func Effect(text string) string {
 	ws := words(text)
 	for i, w := range ws {
 		switch w {
+		case "reject":
+			if i == 0 || ws[i-1] != "jump" && ws[i-1] != "goto" {
+				return w
+			}
 		case "dnat", "snat", "masquerade", "redirect":
 			if i == 0 || ws[i-1] != "status" { // that is a match
 				return w

@@ -28,7 +28,7 @@ type chain struct {
 	rules            []rule
 }
 
-// rule is a rule in its words; lists in braces are one word each.
+// rule is a rule in its words, lists in braces one word each, and as it was printed.
 type rule struct {
 	words []string
 	text  string
@@ -46,7 +46,12 @@ type set struct {
 // words takes text apart. Ends of lines are words, but not within the braces of a
 // list; quoted text keeps its quotes.
 func words(text string) []string {
-	var out []string
+	out, _ := lex(text)
+	return out
+}
+
+// lex is words, with the place behind each.
+func lex(text string) (out []string, ends []int) {
 	for i := 0; i < len(text); {
 		switch c := text[i]; c {
 		case '\n', ';':
@@ -75,16 +80,29 @@ func words(text string) []string {
 			}
 			out = append(out, text[start:i])
 		}
+		if len(ends) < len(out) {
+			ends = append(ends, min(i, len(text)))
+		}
 	}
-	return out
+	return out, ends
 }
 
-// parser goes through words.
+// parser goes through the words of a text; ends has the place behind each.
 type parser struct {
+	text   string
 	words  []string
+	ends   []int
 	at     int
 	tables []*table
 	others int
+	// order are all tables' families and names as they are listed.
+	order []string
+}
+
+// line is one in its words, lists in braces single ones, and as it was printed.
+type line struct {
+	words []string
+	text  string
 }
 
 func (p *parser) next() string {
@@ -108,6 +126,7 @@ func (p *parser) parse() error {
 			return fmt.Errorf("nftables: %q where a table should begin: give what nft list ruleset prints", w)
 		}
 		family, name := p.next(), p.next()
+		p.order = append(p.order, family+" "+name)
 		if p.next() != "{" {
 			return fmt.Errorf("nftables: table %s %s has no body", family, name)
 		}
@@ -128,35 +147,52 @@ func (p *parser) parse() error {
 	return nil
 }
 
-// block returns the lines up to the brace that closes, lists in braces as single
-// words.
-func (p *parser) block() (lines [][]string, err error) {
-	var line []string
+// block returns the lines up to the brace that closes.
+func (p *parser) block() (lines []line, err error) {
+	var now []string
+	from := 0
+	end := func(to int) {
+		if len(now) > 0 {
+			text := p.text[p.ends[from]-len(p.words[from]) : p.ends[to]]
+			lines = append(lines, line{now, unbroken(text)})
+		}
+		now = nil
+	}
 	for {
 		if p.at >= len(p.words) {
 			return nil, errCut
 		}
-		switch w := p.next(); w {
+		w := p.next()
+		switch w {
 		case "}":
-			if len(line) > 0 {
-				lines = append(lines, line)
-			}
+			end(p.at - 2)
 			return lines, nil
-		case "{":
-			list, err := p.list()
-			if err != nil {
+		case "\n":
+			end(p.at - 2)
+			continue
+		}
+		if len(now) == 0 {
+			from = p.at - 1
+		}
+		if w == "{" {
+			if w, err = p.list(); err != nil {
 				return nil, err
 			}
-			line = append(line, list)
-		case "\n":
-			if len(line) > 0 {
-				lines = append(lines, line)
-			}
-			line = nil
-		default:
-			line = append(line, w)
 		}
+		now = append(now, w)
 	}
+}
+
+// unbroken puts what stands on several lines on one.
+func unbroken(text string) string {
+	if !strings.Contains(text, "\n") {
+		return text
+	}
+	var parts []string
+	for l := range strings.Lines(text) {
+		parts = append(parts, strings.TrimSpace(l))
+	}
+	return strings.Join(parts, " ")
 }
 
 // list is all up to the brace that closes, in one word.
@@ -211,10 +247,11 @@ func (p *parser) table(six bool) error {
 	}
 }
 
-func (t *table) chain(name string, lines [][]string) {
+func (t *table) chain(name string, lines []line) {
 	c := &chain{name: name}
 	t.chains[name] = c
-	for _, l := range lines {
+	for i := range lines {
+		l := lines[i].words
 		switch {
 		case len(l) > 5 && l[0] == "type" && l[2] == "hook":
 			c.kind, c.hook, c.priority = l[1], l[3], priority(l[5:])
@@ -223,7 +260,7 @@ func (t *table) chain(name string, lines [][]string) {
 			c.drop = l[1] == "drop"
 		case l[0] == "comment":
 		default:
-			c.rules = append(c.rules, rule{words: l, text: strings.Join(l, " ")})
+			c.rules = append(c.rules, rule{words: l, text: lines[i].text})
 		}
 	}
 }
@@ -245,10 +282,11 @@ func priority(l []string) int {
 	return n
 }
 
-func (t *table) set(name string, lines [][]string) {
+func (t *table) set(name string, lines []line) {
 	s := &set{name: name, values: map[string][]string{}, comment: map[string]string{}}
 	t.sets[name] = s
-	for _, l := range lines {
+	for i := range lines {
+		l := lines[i].words
 		switch {
 		case l[0] == "timeout" && len(l) > 1:
 			s.timeout = duration(l[1])

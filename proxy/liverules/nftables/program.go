@@ -16,6 +16,13 @@ type Config struct {
 	// Addrs are the node's own addresses; those that serve node ports are known
 	// from the rules besides.
 	Addrs []netip.Addr
+	// Beside are the rules of iptables on the same node, which packets meet in
+	// between; nil for none.
+	Beside *liverules.Program
+	// Clients says that the text is as fresh as a packet to be walked, so that the
+	// sets of clients with session affinity hold. Otherwise a walk is that of a
+	// client in none.
+	Clients bool
 }
 
 // Program is what the rules mean. It has one user at a time.
@@ -24,6 +31,7 @@ type Program struct {
 	tables   []*table
 	services []*liverules.Service
 	others   int
+	order    []string
 	unknown  map[string]bool
 }
 
@@ -35,11 +43,12 @@ func Parse(cfg Config, text string) (*Program, error) {
 			return nil, err
 		}
 	}
-	r := &parser{words: words(text)}
+	r := &parser{text: text}
+	r.words, r.ends = lex(text)
 	if err := r.parse(); err != nil {
 		return nil, err
 	}
-	p := &Program{cfg: cfg, tables: r.tables, others: r.others, unknown: map[string]bool{}}
+	p := &Program{cfg: cfg, tables: r.tables, others: r.others, order: r.order, unknown: map[string]bool{}}
 	for _, t := range p.tables {
 		p.services = append(p.services, p.read(t)...)
 	}
@@ -74,7 +83,7 @@ func (p *Program) Unknown() []string {
 
 func (p *Program) walker(t *table) *walker {
 	ports := t.sets["nodeport-ips"]
-	return &walker{table: t, unknown: p.unknown, local: func(a netip.Addr) bool {
+	return &walker{table: t, unknown: p.unknown, clients: p.cfg.Clients, local: func(a netip.Addr) bool {
 		return a.IsLoopback() || slices.Contains(p.cfg.Addrs, a) || ports != nil && len(p.cfg.Addrs) == 0 && ports.contains(a.String())
 	}}
 }
@@ -226,8 +235,9 @@ func (p *Program) odds(t *table, s *liverules.Service, f *liverules.Front) {
 	}
 }
 
-// Walk predicts what becomes of a first packet of a client without an affinity entry,
-// as far as kube-proxy's own tables decide.
+// Walk predicts what becomes of a first packet, as far as kube-proxy's own tables and
+// the iptables beside them decide. Without Config.Clients it is that of a client
+// without an affinity entry.
 func (p *Program) Walk(pkt proxy.Packet) proxy.Outcome {
 	var out proxy.Outcome
 	i := slices.IndexFunc(p.tables, func(t *table) bool { return t.six == pkt.Dst.Addr().Is6() })
@@ -235,66 +245,45 @@ func (p *Program) Walk(pkt proxy.Packet) proxy.Outcome {
 		return out
 	}
 	k := p.walker(p.tables[i])
-	ways := []way{{proto: pkt.Proto, src: pkt.Src, dst: pkt.Dst, chance: 1}}
+	at := []way{{proto: pkt.Proto, src: pkt.Src, dst: pkt.Dst, in: pkt.In, orig: [2]netip.AddrPort{pkt.Src, pkt.Dst}, chance: 1}}
 	var done []way
-	hooks := []string{"prerouting", "", "postrouting"}
-	if pkt.FromNode {
-		hooks = []string{"output", "postrouting", "loop"}
+	pass := func(ways []way, hook string) []way {
+		for _, s := range p.stations(k.table, hook) {
+			var passed []way
+			for _, w := range ways {
+				w.hook = hook
+				for _, r := range p.station(k, &s, w, pkt.FromNode) {
+					if r.then == gone {
+						done = append(done, r.way)
+					} else {
+						passed = append(passed, r.way)
+					}
+				}
+			}
+			ways = passed
+		}
+		return ways
 	}
-	for _, hook := range hooks {
-		var passed []way
+	var here, there []way
+	apart := func(ways []way) {
+		here, there = nil, nil
 		for _, w := range ways {
-			if w.hook == "input" || hook == "loop" && !k.local(w.dst.Addr()) {
-				passed = append(passed, w) // it has arrived, or left
-				continue
-			}
-			w.hook = hook
-			switch hook {
-			case "loop": // from the node to itself it comes in by lo
-				w.hook = "input"
-			case "":
-				w.hook = "forward"
-				if k.local(w.dst.Addr()) {
-					w.hook = "input"
-				}
-			}
-			for _, r := range k.hook(w) {
-				if r.then == gone {
-					done = append(done, r.way)
-				} else {
-					passed = append(passed, r.way)
-				}
+			if k.local(w.dst.Addr()) {
+				here = append(here, w)
+			} else {
+				there = append(there, w)
 			}
 		}
-		ways = passed
 	}
-	p.sum(&out, append(done, ways...), k.table, pkt)
+	if pkt.FromNode {
+		apart(pass(pass(at, "output"), "postrouting"))
+		here = pass(pass(here, "prerouting"), "input") // it comes in by lo
+	} else {
+		apart(pass(at, "prerouting"))
+		here, there = pass(here, "input"), pass(pass(there, "forward"), "postrouting")
+	}
+	p.sum(&out, slices.Concat(done, here, there), k.table, pkt)
 	return out
-}
-
-// hook takes a packet through all chains of its hook.
-func (k *walker) hook(w way) []result {
-	passed, refused := []way{w}, []result(nil)
-	for _, b := range k.bases {
-		if b.hook != w.hook {
-			continue
-		}
-		var next []way
-		for _, one := range passed {
-			for _, r := range k.chain(b.name, one) {
-				if r.then == gone {
-					refused = append(refused, r)
-				} else {
-					next = append(next, r.way)
-				}
-			}
-		}
-		passed = next
-	}
-	for _, one := range passed {
-		refused = append(refused, result{one, goOn})
-	}
-	return refused
 }
 
 // sum makes one outcome of all ways.

@@ -14,24 +14,40 @@ import (
 type way struct {
 	proto    conntrack.Proto
 	src, dst netip.AddrPort
+	in       string            // the interface it came in by
+	orig     [2]netip.AddrPort // source and destination as it was sent
 	chance   float64
-	// marked and masked say that it is to be masqueraded, and is.
-	marked, masked bool
-	masquerade     string
-	picked         bool
-	service        proxy.PortName
-	via            proxy.Via
-	local          bool
-	refused        proxy.Verdict
-	reason         string
-	hook           string
-	steps          []proxy.Step
+	mark     uint32
+	// masked says that it is masqueraded, masquerade why it is to be.
+	masked     bool
+	masquerade string
+	picked     bool
+	// bound says that nat has decided on the packet's destination, and source.
+	bound   [2]bool
+	service proxy.PortName
+	via     proxy.Via
+	local   bool
+	refused proxy.Verdict
+	reason  string
+	hook    string
+	steps   []proxy.Step
 }
 
 func (w *way) step(c *chain, i int, r *rule, effect, purpose string) {
 	w.steps = append(slices.Clip(w.steps), proxy.Step{
 		Hook: w.hook, Table: ownTable, Chain: c.name, Rule: i + 1, Text: r.text, Effect: effect, Purpose: purpose,
 	})
+}
+
+const policyDrops = "the policy of the chain drops what no rule accepted"
+
+// end is the end of a chain, or with a verdict its policy.
+func (w *way) end(c *chain, verdict string) {
+	s := proxy.Step{Hook: w.hook, Table: ownTable, Chain: c.name, Effect: verdict}
+	if verdict == "drop" {
+		s.Purpose = policyDrops
+	}
+	w.steps = append(slices.Clip(w.steps), s)
 }
 
 // next is what follows a rule or a chain.
@@ -56,6 +72,8 @@ type walker struct {
 	*table
 	local   func(netip.Addr) bool
 	unknown map[string]bool
+	// clients says that the sets of clients with session affinity are asked.
+	clients bool
 	depth   int
 }
 
@@ -87,10 +105,14 @@ func (k *walker) chain(name string, in way) []result {
 		ways = left
 	}
 	for _, w := range ways {
-		if c.drop {
+		switch {
+		case c.drop:
 			w.refused, w.reason = proxy.Drop, "policy-drop"
+			w.end(c, "drop")
 			out = append(out, result{w, gone})
 			continue
+		case c.hook == "":
+			w.end(c, "return")
 		}
 		out = append(out, result{w, goOn})
 	}
@@ -155,6 +177,7 @@ func on(w way) []ruled { return []ruled{{result: result{w, goOn}}} }
 func (k *walker) rule(c *chain, i int, w way) []ruled {
 	r := &c.rules[i]
 	ws := r.words
+	purpose := ""
 	for at := 0; at < len(ws); {
 		rest := ws[at:]
 		switch {
@@ -178,27 +201,33 @@ func (k *walker) rule(c *chain, i int, w way) []ruled {
 			}
 			at += 4
 		case has(rest, "meta", "mark", "set"):
-			w.marked = slices.Contains(rest, "|")
-			if w.marked && w.masquerade == "" {
-				w.masquerade = k.why(c, r)
+			to, ok := remark(rest[3:], w.mark)
+			if !ok {
+				k.unknown[r.text] = true
+				return on(w)
 			}
-			purpose := "mark it to be masqueraded"
-			if !w.marked {
-				purpose = ""
+			if to&^w.mark != 0 {
+				purpose = "mark it to be masqueraded"
+				if w.masquerade == "" {
+					w.masquerade = k.why(c, r)
+				}
 			}
-			w.step(c, i, r, "match", purpose)
-			at += 6 // meta mark set meta mark | 0x4000
-			if at+1 <= len(ws) {
-				at++
-			}
+			w.mark = to
+			at += 3 + markWords
 		case has(rest, "meta", "mark", "&") && len(rest) >= 6:
-			if w.marked != (rest[4] == "!=") {
+			mask, err1 := strconv.ParseUint(rest[3], 0, 32)
+			want, err2 := strconv.ParseUint(rest[5], 0, 32)
+			if err1 != nil || err2 != nil || rest[4] != "==" && rest[4] != "!=" {
+				k.unknown[r.text] = true
+				return on(w)
+			}
+			if (w.mark&uint32(mask) == uint32(want)) != (rest[4] == "==") {
 				return on(w)
 			}
 			at += 6
 		case has(rest, "masquerade"):
 			w.masked = true
-			purpose := "masquerade it, for it is marked"
+			purpose = "masquerade it, for it is marked"
 			if w.masquerade == "" {
 				w.masquerade = k.why(c, r)
 				purpose = "masquerade it, for the client is the endpoint itself"
@@ -226,7 +255,34 @@ func (k *walker) rule(c *chain, i int, w way) []ruled {
 			at += n
 		}
 	}
+	if _, _, ep, ok := parseName(c.name); ok && has(ws, "update") {
+		purpose = "affinity: remember that the client was sent to " + ep.String()
+	}
+	w.step(c, i, r, "match", purpose)
 	return on(w)
+}
+
+// markWords is how many words "meta mark | 0x4000" has.
+const markWords = 4
+
+// remark evaluates "meta mark | 0x4000".
+func remark(words []string, mark uint32) (uint32, bool) {
+	if len(words) < markWords || !has(words, "meta", "mark") {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(words[3], 0, 32)
+	if err != nil {
+		return 0, false
+	}
+	switch words[2] {
+	case "|":
+		return mark | uint32(n), true
+	case "^":
+		return mark ^ uint32(n), true
+	case "&":
+		return mark & uint32(n), true
+	}
+	return 0, false
 }
 
 func has(words []string, prefix ...string) bool {
@@ -460,7 +516,7 @@ func (k *walker) match(words []string, w *way) (n int, matched bool, target []st
 // setOf finds "@name", or reads a list in braces.
 func (k *walker) setOf(word string) *set {
 	if name, ok := strings.CutPrefix(word, "@"); ok {
-		if s := k.sets[name]; s != nil && !strings.HasPrefix(name, "affinity-") {
+		if s := k.sets[name]; s != nil && (k.clients || !strings.HasPrefix(name, "affinity-")) {
 			return s
 		}
 		return &set{} // one whose content is not told, as a client's affinity
