@@ -305,7 +305,7 @@ func (j *Joiner) Advance(now time.Time) {
 	keep := j.order[:0]
 	for _, p := range j.order {
 		quiet := int64(j.cfg.Quiet)
-		if !p.ended() {
+		if !j.ended(p) {
 			quiet *= 3 // whoever reads may have been kept from it
 		}
 		if !p.over && t-p.last >= quiet && (j.known(p) || t-p.last >= int64(j.cfg.Patience)) {
@@ -333,13 +333,26 @@ func (j *Joiner) Flush(now time.Time) {
 }
 
 // ended reports whether the last report is one that nothing follows.
-func (p *packet) ended() bool {
+func (j *Joiner) ended(p *packet) bool {
 	if len(p.hits) == 0 {
 		return false
 	}
 	h := &p.hits[len(p.hits)-1]
-	return h.hook == "postrouting" && (h.Table == "nat" || h.Kind == trace.HopPolicy) || h.hook == "input" && h.Kind == trace.HopPolicy ||
-		h.Verdict == "drop"
+	switch h.hook {
+	case "postrouting":
+		if h.Table == "nat" || h.Kind == trace.HopPolicy {
+			return true
+		}
+		if h.Kind == trace.HopRule && h.Verdict == "accept" { // a masquerade in a table of another name
+			effect := j.cfg.Rules(&h.RuleHit).Effect
+			return effect == "masquerade" || effect == "snat"
+		}
+	case "input":
+		if h.Kind == trace.HopPolicy {
+			return true
+		}
+	}
+	return h.Verdict == "drop"
 }
 
 // known reports whether all rules of a packet are known, as far as they will be.

@@ -175,7 +175,7 @@ func (b *Backend) Blind() []string {
 	}
 	switch s.mode {
 	case proxy.NFTables:
-		out = append(out, "which rule decided: the rules of the nftables mode are not read, odds are what they should be")
+		out = append(out, "the odds of connections as the rules have them: of a proxy in nftables mode they are what they should be; explain and paths read its rules")
 	case proxy.IPVS:
 		out = append(out, "the weights and schedulers of another's virtual servers: odds are what they should be")
 	case proxy.IPTables, proxy.Userspace, "":
@@ -194,7 +194,7 @@ func (b *Backend) Render(snap *proxy.Snapshot, o proxy.Overlay) proxy.Program {
 	if s.mode == proxy.IPTables {
 		p.live = liverules.New(liverules.Config{Addrs: local, Snapshot: snap, Overlay: o}, s.rulesets...)
 	} else if other := b.cfg.Predict(b.Mode()); other != nil {
-		p.wanted = other.Render(snap, o)
+		p.wanted, p.nft = other.Render(snap, o), s.mode == proxy.NFTables
 	}
 	if b.cfg.ReadOnly {
 		p.members = nil

@@ -12,6 +12,7 @@ type program struct {
 	// do with the state, nil if nothing is predicted.
 	live    *liverules.Program
 	wanted  proxy.Program
+	nft     bool // the other is in nftables mode
 	layouts []xtables.Layout
 	mode    proxy.Mode // of the layouts
 	members map[member]bool
@@ -28,7 +29,16 @@ func (p *program) Walk(pkt proxy.Packet) proxy.Outcome {
 	case p.live != nil:
 		return p.live.Walk(pkt)
 	case p.wanted != nil:
-		return p.wanted.Walk(pkt)
+		out := p.wanted.Walk(pkt)
+		if p.nft && pkt.FromNode && out.Verdict == proxy.Pass {
+			// Unlike iptables mode it refuses what the node itself sends to an
+			// outside address of a Service without endpoints.
+			pkt.FromNode = false
+			if other := p.wanted.Walk(pkt); other.Verdict == proxy.Reject && other.Reason == "no-endpoints" {
+				return other
+			}
+		}
+		return out
 	}
 	return proxy.Outcome{}
 }

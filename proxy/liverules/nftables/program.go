@@ -277,7 +277,10 @@ func (p *Program) Walk(pkt proxy.Packet) proxy.Outcome {
 	}
 	if pkt.FromNode {
 		apart(pass(pass(at, "output"), "postrouting"))
-		here = pass(pass(here, "prerouting"), "input") // it comes in by lo
+		for i := range here {
+			here[i].in = "lo"
+		}
+		here = pass(pass(here, "prerouting"), "input")
 	} else {
 		apart(pass(at, "prerouting"))
 		here, there = pass(here, "input"), pass(pass(there, "forward"), "postrouting")

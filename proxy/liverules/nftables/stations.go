@@ -104,7 +104,7 @@ func (p *Program) iptables(table string, w way, fromNode bool) []result {
 		in.State |= xtables.StateSNAT
 	}
 	var out []result
-	for _, l := range p.cfg.Beside.Station(in, xtables.Station{Hook: w.hook, Table: table, Chain: strings.ToUpper(w.hook)}, fromNode) {
+	for _, l := range p.cfg.Beside.Station(in, xtables.Station{Hook: w.hook, Table: table, Chain: strings.ToUpper(w.hook), If: xtables.Unknown}, fromNode) {
 		if slices.ContainsFunc(l.Assumptions, func(a xtables.Assumption) bool { return a.Held }) {
 			continue
 		}
