@@ -200,6 +200,9 @@ type Station struct {
 	// Route says that the packet is routed before this station, also where If
 	// then leaves it out.
 	Route bool
+	// In is the interface by which the packet comes in here, "" for the one by which
+	// it came.
+	In string
 }
 
 // Received returns the stations of a packet that comes in by an interface.

@@ -313,6 +313,9 @@ func (x *walking) enter(b *branch) bool {
 		}
 		t := x.w.rules.Table(s.Table)
 		if c := t.Chain(s.Chain); c != nil {
+			if s.In != "" {
+				b.p.In = s.In
+			}
 			b.table, b.base = t, c
 			b.stack = append(b.stack[:0], frame{chain: c})
 			return true

@@ -300,6 +300,7 @@ func (p *Program) Leaves(pkt proxy.Packet) []xtables.Leaf {
 		stations = xtables.Sent()
 		for _, s := range xtables.Received() {
 			if s.Chain == "INPUT" { // what the node sends to itself comes back by lo
+				s.In = "lo"
 				stations = append(stations, s)
 			}
 		}

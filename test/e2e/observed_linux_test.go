@@ -41,6 +41,7 @@ const (
 		shop/away:p  tcp 10.96.3.202:80 nodeport=30192 policy=external c:8080
 		shop/far:p   tcp 10.96.3.203:80 policy=internal c:8080
 		shop/range:p tcp 10.96.3.204:80 lb=198.51.100.114 range=203.0.113.0/24 a:8080 c:8080
+		shop/kept:p  tcp 10.96.3.205:80 affinity=1h a:8080 b:8080 c:8080
 	`
 	generated = 12
 )
@@ -69,6 +70,7 @@ func TestPredictedIsObservedUpstream(t *testing.T) {
 			o := newObserver(t, c, v.mode, v.flavour)
 			r := rand.New(rand.NewPCG(seed, uint64(i)+1)) //nolint:gosec // an index
 			o.asPredicted(t, r, snap, text)
+			o.keeps(t)
 			o.followOdds(t)
 			end(t, o.upstream)
 			if v.mode == "nftables" {
@@ -350,6 +352,35 @@ func (o *observer) followOdds(t *testing.T) {
 	}
 }
 
+// keeps wants a client that has been sent to an endpoint to be predicted to go there, by
+// the rules that it then meets.
+func (o *observer) keeps(t *testing.T) {
+	t.Helper()
+	to := netip.MustParseAddrPort("10.96.3.205:80")
+	var first netip.AddrPort
+	for i := range 4 {
+		a, err := o.explain(t.Context(), proxytest.FromPod, conntrack.TCP, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		odds, why := explaintest.Odds(a)
+		if i > 0 && (why != "" || len(odds) != 1 || odds[first] != 1) {
+			t.Errorf("a client of %v is predicted to go to %v %s", first, odds, why)
+		}
+		o.port++
+		o.send(t, proxytest.FromPod, proxy.Packet{Proto: conntrack.TCP, Src: netip.AddrPortFrom(proxytest.FromPod.Addr(), o.port), Dst: to})
+		p, err := o.seen(o.port, 10*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first = p.Endpoint(); i > 0 {
+			if why := explaintest.Differs(a, p, true); why != "" {
+				t.Errorf("the client of %v: %s", first, why)
+			}
+		}
+	}
+}
+
 // mistake is a change of live rules by hand.
 type mistake struct {
 	name string
@@ -447,7 +478,9 @@ func (o *observer) mistakes(t *testing.T) []mistake {
 	return all
 }
 
-// nftMistakes are those of nftables mode.
+// nftMistakes are those of nftables mode. What is not tracked is not among them: it
+// belongs to no connection, so that no path of it is given to one, and a check does not
+// look at rules of nftables.
 func (o *observer) nftMistakes(t *testing.T) []mistake {
 	t.Helper()
 	const table = "ip kube-proxy"
@@ -513,8 +546,6 @@ func (o *observer) nftMistakes(t *testing.T) []mistake {
 		do("somebody accepts it before", "insert rule "+table+" nat-prerouting tcp dport 80 accept"),
 		do("somebody drops it", "add table ip guard\nadd chain ip guard forward { type filter hook forward priority 0; }\n"+
 			"add rule ip guard forward tcp dport 8080 drop"),
-		do("not tracked", "add table ip guard\nadd chain ip guard pre { type filter hook prerouting priority -300; }\n"+
-			"add rule ip guard pre tcp dport 80 notrack"),
 	}
 }
 

@@ -6,7 +6,7 @@
 //
 //   - kube-proxy in iptables mode, of either flavour: the rules themselves say
 //     where packets go and with what odds ([liverules.Program]).
-//   - kube-proxy in nftables or IPVS mode: its rules are not read; where packets
+//   - kube-proxy in nftables or IPVS mode: its rules are not read here; where packets
 //     should go is predicted by our own mode of the same kind from the same
 //     state (Config.Predict), and where they went the kernel reports.
 //

@@ -9,5 +9,6 @@
 //
 // It evaluates the expressions that kube-proxy 1.31 to 1.36 writes, in its own tables
 // (kube-proxy of ip and ip6). A rule with any other expression is taken not to match,
-// and counted: see Program.Unknown.
+// and counted: see Program.Unknown. Rules of iptables beside them are walked where
+// Config.Beside has them.
 package nftables
