@@ -59,7 +59,7 @@ type step struct {
 	oneSided string
 	busy     string     // connections to this endpoint have ports 61000 to 61007 of the node
 	crowd    bool       // many clients of Service sticky, in pod batch
-	race     bool       // pod batch sends datagrams to Service names that race
+	fill     bool       // the node's table of connections is full
 	forget   bool       // the node's entries of established connections are deleted
 	nft      string     // rules of nf_tables, in a table ip guard
 	node     [][]string // arguments of iptables on the node
@@ -193,6 +193,9 @@ func Incidents() []Incident {
 			do: step{stop: true, pause: time.Second, then: [][2]string{{FaultBlackhole, "shop/dns-1"}}, edit: endpoints("dns", func(line string) string {
 				return strings.ReplaceAll(strings.Replace(line, "10.244.1.41", "10.244.1.42", 1), "dns-1", "dns-2")
 			})}},
+		{Name: "full", Service: "foo", Symptom: "no new connections get anywhere, and those that are open work", Reason: trace.ConntrackFull, Check: "conntrack-full", Late: 3 * time.Second, After: 4 * time.Second,
+			Answer: "The node's table of connections is full of connections that somebody opened and never ended.",
+			do:     step{fill: true}},
 		{Name: "stopped", Service: "foo", Symptom: "since the rollout two requests in three to http://foo.shop are refused", Reason: trace.RulesBehind, Check: "endpoint-gone", Beside: true,
 			Answer: "kube-proxy hangs: its rules still lead to foo-2 and foo-3, which are no endpoints any more.",
 			do:     step{stop: true, faults: [][2]string{{FaultRefuse, "shop/foo-2"}, {FaultRefuse, "shop/foo-3"}}, edit: endpoints("foo", only("foo-1"))}},

@@ -112,8 +112,8 @@ func (l *Lab) happen(ctx context.Context, s *step) error {
 			return err
 		}
 	}
-	if s.race {
-		if err := l.race(worker, netip.MustParseAddrPort("10.96.0.54:53")); err != nil {
+	if s.fill {
+		if err := l.fill(); err != nil {
 			return err
 		}
 	}

@@ -13,11 +13,13 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/internal/nfnl"
+	"github.com/kptrace/kptrace/internal/nlbatch"
 )
 
 // workEnds is how long what an incident goes on with may take to end.
-const workEnds = 10 * time.Second
+const workEnds = time.Minute
 
 // background is what an incident goes on with until it is healed.
 type background struct {
@@ -139,146 +141,117 @@ func (l *Lab) crowdRoutes(pod string, on bool) error {
 }
 
 const (
-	// raceOf is how many datagrams race, raceHeld how long each is held after its
-	// endpoint was picked, and raceEvery how often there is a race.
-	raceOf    = 8
-	raceHeld  = 20 * time.Millisecond
-	raceEvery = 400 * time.Millisecond
+	// fillMost is how many entries a lab makes at most, some 400 bytes each.
+	fillMost = 600000
+	// fillPiece entries are made in one go, and there is a pause of fillPause before
+	// the next, so that those who read of new entries keep up.
+	fillPiece = 1000
+	fillAgain = 20
+	fillPause = 10 * time.Millisecond
 )
 
-// Of NETLINK_NETFILTER's subsystem nfnetlink_queue (linux/netfilter/nfnetlink_queue.h).
+// Of NETLINK_NETFILTER's subsystem ctnetlink (linux/netfilter/nfnetlink_conntrack.h).
 const (
-	queueSubsys                           = 3
-	queueVerdict, queueConfig             = 1, 2
-	queuePacketHdr, queueVerdictHdr       = 1, 2
-	queueCfgCmd, queueCfgParams           = 1, 2
-	queueBind, queueCopyMeta        uint8 = 1, 1
-	queueAccept                           = 1
+	entryNew, entryDelete                                               = 0, 2
+	entryOrig, entryReply, entryStatus, entryProtoInfo, entryTimeout    = 1, 2, 3, 4, 7
+	entryIP, entryProto, entryIPSrc, entryIPDst                         = 1, 2, 1, 2
+	entryProtoNum, entryProtoSport, entryProtoDport, entryTCP, tcpState = 1, 2, 3, 1, 1
+	nestedAttr                                                          = 1 << 15
+	// fillStatus is seen reply, assured, confirmed: nothing throws such an entry out.
+	fillStatus = 2 | 4 | 8
 )
 
-// race has a client of a UDP Service send many first datagrams at once from one
-// port, again and again, and the node hold each between the pick and the making of
-// its entry. Rules must send what is to be held to NFQUEUE 0.
-func (l *Lab) race(pod string, to netip.AddrPort) error {
-	var q *queue
-	err := l.Do(NodeSpace(incidentNode), func() (err error) {
-		q, err = openQueue()
+// fill makes entries of connections that nobody ends until the node's table of
+// connections has no room, and again whenever it has some.
+func (l *Lab) fill() error {
+	var limit uint64
+	var conn *nlbatch.Conn
+	err := l.Do(NodeSpace(incidentNode), func() error {
+		c, err := conntrack.Open(conntrack.Config{})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		st, err := c.Stats()
+		if err != nil {
+			return err
+		}
+		if limit = st.Limit; limit > fillMost {
+			return fmt.Errorf("nf_conntrack_max is %d here: more than %d entries are too many for a lab", limit, fillMost)
+		}
+		conn, err = nlbatch.Open(unix.NETLINK_NETFILTER)
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("holding packets: %w", err)
+		return err
 	}
-	l.goOn(q.release)
-	l.goOn(func(ctx context.Context) {
-		l.in(podSpace(pod), func() {
-			for ctx.Err() == nil {
-				datagrams(ctx, to)
+	made := 0
+	// more makes entries until there is no room, or ctx ends.
+	more := func(ctx context.Context, piece int) {
+		for made < fillMost && ctx.Err() == nil {
+			n := pieces(conn, entryNew, made, made+piece)
+			if made += n; n < piece {
+				return
 			}
-		})
+			time.Sleep(fillPause)
+		}
+	}
+	more(context.Background(), fillPiece)
+	l.goOn(func(ctx context.Context) {
+		defer conn.Close()
+		for ctx.Err() == nil {
+			more(ctx, fillAgain)
+			select {
+			case <-ctx.Done():
+			case <-time.After(fillPause):
+			}
+		}
+		for i := 0; i < made; i += fillPiece {
+			select {
+			case <-l.closing: // all goes with the namespace
+				return
+			case <-time.After(fillPause):
+			}
+			pieces(conn, entryDelete, i, min(made, i+fillPiece))
+		}
 	})
 	return nil
 }
 
-// datagrams sends those of one race, and waits for the next.
-func datagrams(ctx context.Context, to netip.AddrPort) {
-	if c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(to)); err == nil {
-		defer c.Close()
-		for range raceOf {
-			_, _ = c.Write([]byte("?"))
+// pieces makes or deletes entries, and returns how many the kernel took before it
+// refused one.
+func pieces(conn *nlbatch.Conn, msg uint8, from, to int) int {
+	var msgs []nlbatch.Message
+	for i := from; i < to; i++ {
+		client := netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(1 + i/60000)}), uint16(1024+i%60000))
+		server := netip.MustParseAddrPort("203.0.113.250:443")
+		body := []byte{unix.AF_INET, 0, 0, 0}
+		body = nfnl.AppendAttr(body, entryOrig|nestedAttr, entryTuple(client, server)...)
+		flags := uint16(unix.NLM_F_REQUEST)
+		if msg == entryNew {
+			flags |= unix.NLM_F_CREATE | unix.NLM_F_EXCL
+			body = nfnl.AppendAttr(body, entryReply|nestedAttr, entryTuple(server, client)...)
+			body = nfnl.AppendAttr(body, entryStatus, binary.BigEndian.AppendUint32(nil, fillStatus)...)
+			body = nfnl.AppendAttr(body, entryTimeout, binary.BigEndian.AppendUint32(nil, 3600)...)
+			tcp := nfnl.AppendAttr(nil, tcpState, byte(conntrack.TCPEstablished))
+			body = nfnl.AppendAttr(body, entryProtoInfo|nestedAttr, nfnl.AppendAttr(nil, entryTCP|nestedAttr, tcp...)...)
+		}
+		msgs = append(msgs, nlbatch.Message{Type: nfnl.Type(nfnl.SubsysConntrack, msg), Flags: flags, Body: body})
+	}
+	results, _ := conn.Do(msgs)
+	for i, err := range results {
+		if err != nil && !errors.Is(err, unix.EEXIST) { // it took some behind one that it refused
+			return i
 		}
 	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(raceEvery):
-	}
+	return len(results)
 }
 
-// queue is NFQUEUE 0 of a network namespace.
-type queue struct {
-	fd  int
-	buf []byte
-}
-
-func openQueue() (*queue, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
-	if err != nil {
-		return nil, err
-	}
-	q := &queue{fd, make([]byte, 64<<10)}
-	params := append(binary.BigEndian.AppendUint32(nil, 0), queueCopyMeta)
-	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-	for _, attr := range [][]byte{
-		nfnl.AppendAttr(nil, queueCfgCmd, queueBind, 0, 0, unix.AF_INET),
-		nfnl.AppendAttr(nil, queueCfgParams, params...),
-	} {
-		if err == nil {
-			err = q.configure(attr)
-		}
-	}
-	if err != nil {
-		_ = unix.Close(fd)
-		return nil, err
-	}
-	return q, nil
-}
-
-// configure sends a request and reads the answer, before any packets can come.
-func (q *queue) configure(attr []byte) error {
-	if err := q.send(queueConfig, nfnl.FlagAck, attr); err != nil {
-		return err
-	}
-	n, err := unix.Read(q.fd, q.buf) // it is there when the request was sent
-	if err != nil {
-		return err
-	}
-	if n >= nfnl.HeaderLen+4 && binary.NativeEndian.Uint16(q.buf[4:]) == unix.NLMSG_ERROR {
-		if errno := unix.Errno(-int32(binary.NativeEndian.Uint32(q.buf[nfnl.HeaderLen:]))); errno != 0 {
-			return errno
-		}
-		return nil
-	}
-	return errors.New("the kernel's answer is none")
-}
-
-func (q *queue) send(msg uint8, flags uint16, attrs []byte) error {
-	b := nfnl.AppendMessage(nil, nfnl.Type(queueSubsys, msg), nfnl.FlagRequest|flags, 0, nfnl.FamilyUnspec, 0, attrs)
-	return unix.Sendto(q.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-}
-
-// release lets go of each packet when it was held for raceHeld, until ctx ends.
-func (q *queue) release(ctx context.Context) {
-	defer unix.Close(q.fd)
-	type held struct {
-		id    []byte
-		until time.Time
-	}
-	var all []held
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for {
-		now := time.Now()
-		for {
-			n, err := unix.Read(q.fd, q.buf)
-			if err != nil {
-				break
-			}
-			for m := nfnl.NewMessages(q.buf[:n]); m.Next(); {
-				for a := m.Attrs(); a.Next(); {
-					if a.Type == queuePacketHdr && len(a.Data) >= 4 {
-						all = append(all, held{append([]byte(nil), a.Data[:4]...), now.Add(raceHeld)})
-					}
-				}
-			}
-		}
-		for len(all) > 0 && !all[0].until.After(now) {
-			verdict := append(binary.BigEndian.AppendUint32(nil, queueAccept), all[0].id...)
-			_ = q.send(queueVerdict, 0, nfnl.AppendAttr(nil, queueVerdictHdr, verdict...))
-			all = all[1:]
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
+func entryTuple(src, dst netip.AddrPort) []byte {
+	ip := nfnl.AppendAttr(nil, entryIPSrc, src.Addr().AsSlice()...)
+	ip = nfnl.AppendAttr(ip, entryIPDst, dst.Addr().AsSlice()...)
+	proto := nfnl.AppendAttr(nil, entryProtoNum, unix.IPPROTO_TCP)
+	proto = nfnl.AppendAttr(proto, entryProtoSport, binary.BigEndian.AppendUint16(nil, src.Port())...)
+	proto = nfnl.AppendAttr(proto, entryProtoDport, binary.BigEndian.AppendUint16(nil, dst.Port())...)
+	return nfnl.AppendAttr(nfnl.AppendAttr(nil, entryIP|nestedAttr, ip...), entryProto|nestedAttr, proto...)
 }

@@ -184,6 +184,7 @@ func (t *tracer) once(ctx context.Context, ready func()) error {
 	g.Go(guard(func() error { return asked.run(ctx) }))
 	g.Go(guard(func() error { return asked.witness.run(ctx) }))
 	g.Go(guard(func() error { return t.seedAffinity(ctx) }))
+	g.Go(guard(func() error { return t.watchTable(ctx) }))
 	g.Go(guard(func() error {
 		listening.Wait()
 		ready()

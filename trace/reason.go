@@ -36,6 +36,8 @@ const (
 	StaleEntry    Reason = "stale-entry"
 	// LargeUnacknowledged says what was seen, and not that it was the MTU.
 	LargeUnacknowledged Reason = "large-unacknowledged"
+	// ConntrackFull is what check calls its finding, too.
+	ConntrackFull Reason = "conntrack-full"
 	// NodePortShadowed is of any address of a Service.
 	NodePortShadowed Reason = "nodeport-shadowed"
 
@@ -137,6 +139,9 @@ func Reasons() []ReasonInfo {
 		{StaleEntry, "Connection tracking keeps the client at an endpoint that has left the Service.",
 			"The API does not have the endpoint any more, the client's packets still pass its entry, and nothing comes back.",
 			"conntrack -D -p udp --orig-dst ADDRESS; why does the kube-proxy not delete it?"},
+		{ConntrackFull, "The node's table of connections is full, so it dropped the first packet before any rule saw it.",
+			"A packet to the Service came to a device of the node, no rule reported it and no entry was made, and meanwhile connection tracking counted packets that it dropped, with at least 95 % of nf_conntrack_max in use.",
+			"Who has so many connections: count the lines of conntrack -L by source; net.netfilter.nf_conntrack_max; timeouts of connections that nobody ends (nf_conntrack_tcp_timeout_established)."},
 		{NodePortShadowed, "Another rule sent the connection elsewhere before the Service's rules saw it.",
 			"Connection tracking translated it to what is no endpoint of the Service, and the live rules have a rule, not the proxy's, that does so.",
 			"The rule, and whose it is, stand beside the reason: hostPort of a pod, Docker's published ports, a hand-made DNAT."},

@@ -174,6 +174,8 @@ func reasonWords(r trace.Reason) string {
 		return "by a rule"
 	case trace.PolicyDrop:
 		return "by the policy of a chain"
+	case trace.ConntrackFull:
+		return "the table of connections is full"
 	case trace.SourceRange:
 		return "outside the source ranges"
 	case trace.PortMismatch:
@@ -230,6 +232,11 @@ func because(f *trace.Flow) string {
 		text = "rules behind the API"
 	case trace.AffinityDead:
 		text = "kept there by affinity"
+	case trace.ConntrackFull:
+		if f.Cause == "" {
+			return ""
+		}
+		return "; " + f.Cause
 	case trace.AffinityForgotten:
 		text = "affinity was forgotten"
 	default:

@@ -31,11 +31,13 @@ type Correlator struct {
 	affinity   affinityTable
 	ipvs       ipvsState
 	losses     lossList
-	past       pasts
-	decider    decider
-	direct     directs
-	sequence   uint64
-	stats      counters
+	// witnesses are first packets by original tuple.
+	witnesses map[conntrack.Tuple]*witness
+	past      pasts
+	decider   decider
+	direct    directs
+	sequence  uint64
+	stats     counters
 }
 
 // New makes a Correlator. It starts nothing.
@@ -56,6 +58,10 @@ func (c *Correlator) Handle(e *trace.Event) {
 	if e.Relayed != nil {
 		c.relayed(e)
 		return
+	}
+	switch e.Kind {
+	case trace.KindPick, trace.KindReject, trace.KindDrop, trace.KindNew, trace.KindSyn:
+		c.heard(e.Tuple)
 	}
 	switch e.Kind {
 	case trace.KindMiss:
@@ -117,6 +123,7 @@ func (c *Correlator) Advance(now time.Time) {
 	c.expireEarly(t - 2*int64(c.cfg.Hold))
 	c.expireCarried(t - 2*int64(c.cfg.Hold))
 	c.forgetPasts(t)
+	c.unheard(t)
 	c.gauges()
 }
 
