@@ -12,7 +12,7 @@ type Config struct {
 	// Dir is the folder of manifests. The nodes' proxies watch it; the lab
 	// itself reads it once, so a Pod or Node added later has no namespace.
 	// If it is empty, the Scenario (DefaultScenario if empty) is written to a
-	// folder below SocketDir, which lasts until the next lab there.
+	// folder below SocketDir, which lasts as long as the lab.
 	Dir, Scenario string
 	// SocketDir is where nodes and the lab put their sockets; it is made if
 	// it is absent.

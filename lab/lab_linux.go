@@ -130,7 +130,7 @@ func (l *Lab) StartNode(name string) error {
 		return l.startNode(name, name, append([]string{"proxy", "--socket", l.NodeSocket(name)}, l.cfg.ProxyArgs...))
 	}
 	// What it owns is not the agent's, hence a folder of its own.
-	dir := filepath.Join(l.cfg.SocketDir, "kube-proxy")
+	dir := filepath.Join(l.cfg.SocketDir, besideDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("lab: starting node %s: %w", name, err)
 	}
@@ -337,7 +337,7 @@ func (l *Lab) Close() {
 			l.unname()
 		}
 		if l.lock != nil {
-			l.lock.Close()
+			leave(l.cfg.SocketDir, l.lock)
 		}
 	})
 }

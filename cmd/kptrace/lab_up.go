@@ -55,7 +55,7 @@ at the start only.`,
 		},
 	}
 	f.add(cmd)
-	cmd.Flags().StringVar(&dir, "dir", "", "folder of manifests (default: one that lasts until the next lab)")
+	cmd.Flags().StringVar(&dir, "dir", "", "folder of manifests (default: one that lasts as long as the lab)")
 	cmd.Flags().StringVar(&scenario, "scenario", "", fmt.Sprintf("what to write to an empty folder: one of %v (default: demo, or schedulers with --mode ipvs)", lab.Scenarios()))
 	cmd.Flags().BoolVar(&quiet, "no-traffic", false, "let the clients in the scenario rest")
 	return cmd
