@@ -22,11 +22,13 @@ import (
 const role = "KPTRACE_GUEST"
 
 const (
-	line       = "/dev/ttyS0"
-	ownDir     = "/run/kptrace-guest"      // tools of ours, first in PATH
-	loader     = ownDir + "/modprobe"      // what the kernel calls for a module
-	modulesDir = "/usr/lib/uml/modules"    // where Debian puts them
-	indexLink  = "/run/kptrace-guest/mods" // the modules of the running kernel
+	line   = "/dev/ttyS0"
+	ownDir = "/run/kptrace-guest" // tools of ours, first in PATH
+	loader = ownDir + "/modprobe" // what the kernel calls for a module
+
+	narrowLoader = ownDir + "/modprobe-narrow" // what that calls on a CPU with wide registers
+	modulesDir   = "/usr/lib/uml/modules"      // where Debian puts them
+	indexLink    = "/run/kptrace-guest/mods"   // the modules of the running kernel
 )
 
 // Init returns at once unless this process is a part of a guest: the one that
@@ -35,7 +37,7 @@ const (
 // are parsed or goroutines started. It calls netns.Init.
 func Init() {
 	// The kernel calls it by its path, others by its name.
-	if os.Args[0] == loader || os.Args[0] == filepath.Base(loader) && Inside() {
+	if os.Args[0] == loader || os.Args[0] == narrowLoader || os.Args[0] == filepath.Base(loader) && Inside() {
 		os.Exit(modprobe(os.Args[1:]))
 	}
 	initSandbox()
@@ -175,6 +177,19 @@ func (o *order) setUp() (Info, error) {
 	return info, loopbackUp()
 }
 
+// loader makes this program the module loader. What the kernel starts gets an
+// environment of the kernel's: where programs must be told to use no wide registers,
+// a script tells them.
+func (o *order) loader() error {
+	if os.Getenv("GODEBUG") != narrowGo {
+		return os.Symlink(o.Path, loader)
+	}
+	if err := os.Symlink(o.Path, narrowLoader); err != nil {
+		return err
+	}
+	return os.WriteFile(loader, []byte("#!/bin/sh\nGODEBUG="+narrowGo+" exec "+narrowLoader+" \"$@\"\n"), 0o755)
+}
+
 // tools puts the module loader and the iptables that work here first in PATH.
 func (o *order) tools() error {
 	path := ""
@@ -183,7 +198,7 @@ func (o *order) tools() error {
 			path = v
 		}
 	}
-	if err := os.Symlink(o.Path, loader); err != nil {
+	if err := o.loader(); err != nil {
 		return err
 	}
 	if err := os.WriteFile("/proc/sys/kernel/modprobe", []byte(loader), 0); err != nil {

@@ -16,10 +16,13 @@ import (
 // x87 and SSE. The wider ones then belong to nobody, so programs inside must not
 // use them.
 
+// narrowGo is the value of GODEBUG that has Go use nothing wider than SSE.
+const narrowGo = "cpu.avx=off,cpu.avx2=off,cpu.fma=off,cpu.avx512f=off,cpu.avx512cd=off,cpu.avx512bw=off,cpu.avx512dq=off,cpu.avx512vl=off"
+
 // noAVX has Go's and glibc's programs use nothing wider than SSE.
 func noAVX() []string {
 	return []string{
-		"GODEBUG=cpu.avx=off,cpu.avx2=off,cpu.fma=off,cpu.avx512f=off,cpu.avx512cd=off,cpu.avx512bw=off,cpu.avx512dq=off,cpu.avx512vl=off",
+		"GODEBUG=" + narrowGo,
 		"GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW",
 	}
 }
