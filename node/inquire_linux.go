@@ -61,7 +61,7 @@ func newInquirer(views func() []*proxy.View, do func(context.Context, func(*corr
 
 // ask takes a flow, if there is room.
 func (q *inquirer) ask(in correlate.Inquiry) {
-	if in.Flow.Reason == trace.SynUnanswered {
+	if in.Flow.Reason == trace.SynUnanswered && !in.Elsewhere {
 		q.witness.ask(in)
 		return
 	}

@@ -75,7 +75,7 @@ func (c *Correlator) cause(r *rec) {
 	case trace.ReplyLost:
 		c.inquire(r)
 	case trace.SynUnanswered: // one that is masqueraded is answered to the node
-		if r.isn != 0 && r.reply.Dst() == r.orig.Src() {
+		if r.isn != 0 && r.reply.Dst() == r.orig.Src() && !r.elsewhere {
 			c.inquire(r)
 		}
 	}
