@@ -210,7 +210,7 @@ func (c *Correlator) notScheduled(e *trace.Event) {
 		}
 	case w.effect == proxy.Reject: // as the rules were when they were read last
 		refused.Rule.Reason, lost = string(trace.DroppedOnNode), true
-	case w.decision.Mode == proxy.IPVS:
+	case w.decision.Mode == proxy.IPVS && !c.ipvs.weighted(e):
 		note = noServer
 	default: // rules that lead to endpoints, and it did not come to any
 		refused.Kind, refused.Rule.Reason, lost = trace.KindDrop, string(trace.DroppedOnNode), true
@@ -345,6 +345,17 @@ func (s *ipvsState) server(e *trace.Event) {
 			delete(m, a) // it has gone
 		}
 	}
+}
+
+// weighted reports whether the last sample has a server that IPVS may pick for a
+// packet, so that it did not come there, or no further, for another reason.
+func (s *ipvsState) weighted(e *trace.Event) bool {
+	for _, x := range s.servers[virtualKey(e.Tuple.Proto(), e.Tuple.Dst())] {
+		if x.Weight > 0 && e.Time-x.time <= sampleKept {
+			return true
+		}
+	}
+	return false
 }
 
 func virtualKey(proto conntrack.Proto, a netip.AddrPort) conntrack.Tuple {

@@ -281,3 +281,28 @@ func TestIPVSLoad(t *testing.T) {
 		t.Errorf("an old sample is shown: %+v", got)
 	}
 }
+
+// TestNotScheduledHasServers sends packets to a virtual server that no pick follows:
+// while IPVS had servers to pick, it is not for want of endpoints.
+func TestNotScheduledHasServers(t *testing.T) {
+	for name, tc := range map[string]struct {
+		weight  uint32
+		outcome trace.Outcome
+		reason  trace.Reason
+	}{
+		"a server with weight": {1, trace.Dropped, trace.DroppedOnNode},
+		"weights are 0":        {0, trace.Rejected, trace.NoEndpoints},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := inIPVS(newLab(t, nil), "rr")
+			k := l.conn(foo, pod, ep1)
+			l.c.Handle(&trace.Event{Kind: trace.KindServer, Source: trace.IPVS, Time: l.now,
+				Tuple: conntrack.NewTuple(conntrack.TCP, ep1, ap(vips[foo])), IPVS: trace.IPVSSample{Weight: tc.weight}})
+			k.vip()
+			l.wait(2 * time.Second)
+			if f := l.only(); f.Outcome != tc.outcome || f.Reason != tc.reason {
+				t.Errorf("%s %s, want %s %s", f.Outcome, f.Reason, tc.outcome, tc.reason)
+			}
+		})
+	}
+}
