@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/kptrace/kptrace/exporters/relay"
@@ -111,7 +109,7 @@ func (n *node) explain(ctx context.Context, req relay.ExplainRequest) ([]explain
 	if v == nil {
 		return nil, errors.New("the node has not programmed anything yet")
 	}
-	packets, err := n.packets(v, &req)
+	packets, err := packetsOf(v.Snapshot, &req)
 	if err != nil {
 		return nil, err
 	}
@@ -283,71 +281,4 @@ func readSets(ctx context.Context) (ipset.Sets, error) {
 		return nil, err
 	}
 	return ipset.Parse(string(res.Stdout))
-}
-
-// packets makes the packets a request is about.
-func (n *node) packets(v *proxy.View, req *relay.ExplainRequest) ([]proxy.Packet, error) {
-	own := func(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(v.Snapshot.Node.Addrs, a) }
-	if req.Packet != nil {
-		pkt := *req.Packet
-		pkt.FromNode = pkt.FromNode || own(pkt.Src.Addr())
-		return []proxy.Packet{pkt}, nil
-	}
-	src, fromNode, err := client(v.Snapshot, req)
-	if err != nil {
-		return nil, err
-	}
-	var out []proxy.Packet
-	known := false
-	for i := range v.Snapshot.Services {
-		s := &v.Snapshot.Services[i]
-		if s.Name.Namespace != req.Namespace || s.Name.Name != req.Service {
-			continue
-		}
-		known = true
-		if req.Port != "" && req.Port != s.Name.Port && req.Port != strconv.Itoa(int(s.Port)) && req.Port != strconv.Itoa(int(s.NodePort)) {
-			continue
-		}
-		add := func(a netip.Addr, port uint16) {
-			if a.IsValid() && a.Is6() == src.Addr().Is6() {
-				out = append(out, proxy.Packet{Proto: s.Name.Proto, Src: src, Dst: netip.AddrPortFrom(a, port), FromNode: fromNode, In: req.In})
-			}
-		}
-		add(s.ClusterIP, s.Port)
-		for _, a := range slices.Concat(s.ExternalIPs, s.LoadBalancerIPs) {
-			add(a, s.Port)
-		}
-		if s.NodePort != 0 && len(v.Snapshot.Node.Addrs) > 0 {
-			add(v.Snapshot.Node.Addrs[0], s.NodePort)
-		}
-	}
-	switch {
-	case !known:
-		return nil, fmt.Errorf("%w: no Service %s/%s on %s", relay.ErrNotFound, req.Namespace, req.Service, n.cfg.Name)
-	case len(out) == 0:
-		return nil, fmt.Errorf("%w: Service %s/%s has no such port, or no address of the family of %s", relay.ErrNotFound, req.Namespace, req.Service, src.Addr())
-	}
-	return out, nil
-}
-
-// client finds the source of a request's packets.
-func client(s *proxy.Snapshot, req *relay.ExplainRequest) (src netip.AddrPort, fromNode bool, err error) {
-	const port = 40000
-	switch {
-	case req.FromNode && len(s.Node.Addrs) > 0:
-		return netip.AddrPortFrom(s.Node.Addrs[0], port), true, nil
-	case req.FromNode:
-		return src, false, errors.New("the node's addresses are not known here")
-	case req.FromPod != "":
-		for a, p := range s.Pods {
-			if p.Namespace+"/"+p.Name == req.FromPod {
-				return netip.AddrPortFrom(a, port), false, nil
-			}
-		}
-		return src, false, fmt.Errorf("%w: no pod %s is known here", relay.ErrNotFound, req.FromPod)
-	case req.From.IsValid():
-		return req.From, slices.Contains(s.Node.Addrs, req.From.Addr()) || req.From.Addr().IsLoopback(), nil
-	}
-	// Somebody outside, whom no rule knows.
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, 254}), port), false, nil
 }

@@ -3,6 +3,7 @@ package proxy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -90,6 +91,19 @@ func (s *Snapshot) Service(n PortName) (*Service, bool) {
 		}
 	}
 	return nil, false
+}
+
+// PodAddrs returns the addresses of a pod, IPv4 before IPv6, none where it is not
+// known.
+func (s *Snapshot) PodAddrs(namespace, name string) []netip.Addr {
+	var out []netip.Addr
+	for a, p := range s.Pods {
+		if p.Namespace == namespace && p.Name == name {
+			out = append(out, a)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
 }
 
 // Overlay is what is out for a time, and why. It is separate from the Snapshot

@@ -82,8 +82,8 @@ Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if something breaks traffic.
 }
 
 func (f *checkFlags) run(cmd *cobra.Command) error {
-	if f.output != "text" && f.output != "json" {
-		return usageErr(fmt.Errorf("-o: unknown format %q: use text or json", f.output))
+	if err := textOrJSON(f.output); err != nil {
+		return err
 	}
 	if f.list {
 		tw := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)

@@ -68,8 +68,8 @@ Exit codes: 0 if nothing failed, 1 for an error, 2 for wrong usage, 3 if somethi
 }
 
 func (f *diagnoseFlags) run(cmd *cobra.Command, resource string) error {
-	if f.output != "text" && f.output != "json" {
-		return usageErr(fmt.Errorf("-o: unknown format %q: use text or json", f.output))
+	if err := textOrJSON(f.output); err != nil {
+		return err
 	}
 	sel, err := trace.ParseResource(resource, f.namespace)
 	if err != nil {

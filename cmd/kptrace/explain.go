@@ -85,7 +85,12 @@ Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if rules lead nowhere.`,
 
   # What kptrace would do with it, with the names of pods and who is excluded and why
   kptrace explain svc/foo -n shop --from pod/web --manifests ./state --node node1`,
-		Args: cobra.MaximumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usageErr(fmt.Errorf("one Service at a time: %q is one too many", args[1]))
+			}
+			return nil
+		},
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return []string{"svc/"}, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
 		},
@@ -110,9 +115,10 @@ Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if rules lead nowhere.`,
 }
 
 func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
+	if err := textOrJSON(f.output); err != nil {
+		return err
+	}
 	switch {
-	case f.output != "text" && f.output != "json":
-		return usageErr(fmt.Errorf("-o: unknown format %q: use text or json", f.output))
 	case f.packet != "" && (len(args) > 0 || f.from != ""):
 		return usageErr(errors.New("--packet names both ends: it does not go with svc/NAME or --from"))
 	case f.from != "" && len(args) == 0:
@@ -136,6 +142,14 @@ func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
 			return usageErr(fmt.Errorf("%s is no Service: use svc/NAME", args[0]))
 		}
 		svc, ns = sel.Name, sel.Namespace
+		if sel.Port != (trace.Port{}) {
+			f.ports = append(f.ports, sel.Port.String())
+		}
+	}
+	for _, p := range f.ports {
+		if _, err := trace.ParsePort(p); err != nil {
+			return usageErr(fmt.Errorf("--port: %w", err))
+		}
 	}
 	if len(f.rules.files) == 0 && !f.rules.wanted() {
 		clients, err := connect(cmd.Context(), f.sockets, false, cmd.ErrOrStderr())
@@ -153,8 +167,8 @@ func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	services := f.choose(live, ns, svc)
-	if svc != "" && len(services) == 0 {
-		return live.unknown(ns, svc)
+	if len(services) == 0 && (svc != "" || len(f.ports) > 0) {
+		return live.unknown(ns, svc, f.ports)
 	}
 	if f.packet == "" && f.from == "" {
 		return f.table(cmd, live, services)
@@ -219,7 +233,7 @@ func (f *explainFlags) table(cmd *cobra.Command, live *rulesOf, services []*live
 
 // packets makes one packet for each address of the Services.
 func (f *explainFlags) packets(live *rulesOf, services []*liverules.Service) ([]proxy.Packet, error) {
-	src, fromNode, err := live.client(f.from, f.namespace)
+	sources, fromNode, err := live.clients(f.from, f.namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -235,25 +249,23 @@ func (f *explainFlags) packets(live *rulesOf, services []*liverules.Service) ([]
 				}
 				dst = live.addrs[j]
 			}
-			if dst.Is6() != src.Is6() {
+			j := slices.IndexFunc(sources, func(a netip.Addr) bool { return a.Is6() == dst.Is6() })
+			if j < 0 {
 				continue
 			}
-			out = append(out, proxy.Packet{Proto: s.Name.Proto, Src: netip.AddrPortFrom(src, 40000),
+			out = append(out, proxy.Packet{Proto: s.Name.Proto, Src: netip.AddrPortFrom(sources[j], 40000),
 				Dst: netip.AddrPortFrom(dst, x.Port), FromNode: fromNode, In: f.in})
 		}
 	}
 	if len(out) == 0 {
-		return nil, fmt.Errorf("the Service has no address of the family of %s", src)
+		return nil, fmt.Errorf("the Service has no address of the family of %s", sources[0])
 	}
 	return out, nil
 }
 
 // ask asks nodes that run here; each answers by its own live rules.
 func (f *explainFlags) ask(cmd *cobra.Command, clients []*relay.Client, ns, svc string) error {
-	req := relay.ExplainRequest{Namespace: ns, Service: svc, In: f.in}
-	if len(f.ports) > 0 {
-		req.Port = f.ports[0]
-	}
+	req := relay.ExplainRequest{Namespace: ns, Service: svc, Ports: f.ports, In: f.in}
 	switch {
 	case f.packet != "":
 		pkt, err := parsePacket(f.packet)
@@ -268,20 +280,20 @@ func (f *explainFlags) ask(cmd *cobra.Command, clients []*relay.Client, ns, svc 
 		req.FromNode = true
 	case f.from != "":
 		if a, err := netip.ParseAddr(f.from); err == nil {
-			req.From = netip.AddrPortFrom(a, 40000)
+			req.From = a
 			break
 		}
 		sel, err := trace.ParseSelector(f.from, f.namespace)
 		if err != nil || sel.Kind != trace.SelectPod {
 			return usageErr(fmt.Errorf("--from %q: use an address, pod/NAME, or node", f.from))
 		}
-		req.FromPod = sel.Namespace + "/" + sel.Name
+		req.FromPod = relay.PodName{Namespace: sel.Namespace, Name: sel.Name}
 	}
 	var all []explain.Answer
 	var missing error
 	for _, c := range clients {
 		answers, err := c.Explain(cmd.Context(), req)
-		if errors.Is(err, relay.ErrNotFound) {
+		if errors.Is(err, relay.ErrNotFound) || errors.Is(err, relay.ErrNoDecisions) {
 			missing = cmp.Or(missing, err)
 			continue
 		}

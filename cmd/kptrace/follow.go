@@ -24,24 +24,24 @@ import (
 
 // followFlags are the flags of kptrace follow.
 type followFlags struct {
-	namespace       string
-	allNamespaces   bool
-	from, to, ports []string
-	outcomes        []string
-	minDuration     time.Duration
-	since           string
-	last            int
-	duration        time.Duration
-	limited         bool // --for was given
-	wait, existing  bool
-	direct          bool
-	updates         bool
-	noHeader        bool
-	summary         bool
-	by              []string
-	output          string
-	packets         string
-	sockets         []string
+	namespace        string
+	allNamespaces    bool
+	from, to, ports  []string
+	outcomes         []string
+	minDuration      time.Duration
+	since            string
+	last             int
+	duration         time.Duration
+	limited, byGiven bool // --for, --by was given
+	wait, existing   bool
+	direct           bool
+	updates          bool
+	noHeader         bool
+	summary          bool
+	by               []string
+	output           string
+	packets          string
+	sockets          []string
 }
 
 func newFollowCmd() *cobra.Command {
@@ -101,7 +101,7 @@ Exit codes: 0, 1 for an error, 2 for wrong usage.`,
 			return []string{"svc/", "pod/", "node/", "ns/", "deploy/"}, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f.limited = cmd.Flags().Changed("for")
+			f.limited, f.byGiven = cmd.Flags().Changed("for"), cmd.Flags().Changed("by")
 			req, err := f.request(args, time.Now())
 			if err != nil {
 				return usageErr(err)
@@ -246,6 +246,10 @@ func (f *followFlags) check(req *trace.Request) error {
 		return fmt.Errorf("-o: unknown format %q: use %s", f.output, strings.Join(formats, ", "))
 	case f.direct && (f.summary || f.limited && f.duration == 0):
 		return errors.New("--direct: connections past the Service are not kept in the history: it does not go with --summary or --for 0s")
+	case f.byGiven && !f.summary:
+		return errors.New("--by says what --summary counts by: add --summary")
+	case f.summary && (f.output == string(text.Wide) || f.output == string(text.Path)):
+		return fmt.Errorf("--summary prints a table, or JSON with -o json: it does not go with -o %s", f.output)
 	case f.summary && (f.existing || f.updates || f.limited):
 		return errors.New("--summary counts what is held: it does not go with --existing, --updates or --for")
 	case f.last < 0:

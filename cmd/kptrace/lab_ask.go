@@ -194,6 +194,9 @@ func newLabStatusCmd() *cobra.Command {
 		Example: "  kptrace lab status",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := textOrJSON(output); err != nil {
+				return err
+			}
 			control, err := lab.DialControl(cmd.Context(), labSockets(name))
 			if err != nil {
 				return err

@@ -46,7 +46,12 @@ It lasts until Ctrl-C or kptrace lab down. docs/incidents.md is a tutorial.`,
   # What there is to solve, and number 6 in the lab that runs
   kptrace lab incident --list
   kptrace lab incident 6 --change`,
-		Args: cobra.MaximumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usageErr(fmt.Errorf("one incident at a time: %q is one too many", args[1]))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case list:

@@ -81,6 +81,14 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
+// textOrJSON refuses other formats of -o.
+func textOrJSON(output string) error {
+	if output == "text" || output == "json" {
+		return nil
+	}
+	return usageErr(fmt.Errorf("-o: unknown format %q: use text or json", output))
+}
+
 func newRootCmd() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "kptrace",

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -282,30 +283,29 @@ func (f *rulesFlags) desired(ctx context.Context) (*rulesOf, error) {
 	return r, nil
 }
 
-// client reads --from: an address, pod/x, or node.
-func (r *rulesOf) client(from, namespace string) (a netip.Addr, node bool, err error) {
+// clients reads --from: an address, pod/x, or node. A pod or node may have several
+// addresses.
+func (r *rulesOf) clients(from, namespace string) (a []netip.Addr, node bool, err error) {
 	if from == "node" {
 		if len(r.addrs) == 0 {
-			return a, false, errors.New("--from node: say by --node-ip which address the node has")
+			return nil, false, errors.New("--from node: say by --node-ip which address the node has")
 		}
-		return r.addrs[0], true, nil
+		return r.addrs, true, nil
 	}
 	if a, err := netip.ParseAddr(from); err == nil {
-		return a, false, nil
+		return []netip.Addr{a}, false, nil
 	}
 	sel, err := trace.ParseSelector(from, namespace)
 	if err != nil || sel.Kind != trace.SelectPod {
-		return a, false, fmt.Errorf("--from %q: use an address, pod/NAME, or node", from)
+		return nil, false, fmt.Errorf("--from %q: use an address, pod/NAME, or node", from)
 	}
 	if r.snapshot == nil {
-		return a, false, fmt.Errorf("--from %s: rules know addresses only: give the pod's, or --manifests with the Pod in it, or --kubeconfig", from)
+		return nil, false, fmt.Errorf("--from %s: rules know addresses only: give the pod's, or --manifests with the Pod in it, or --kubeconfig", from)
 	}
-	for a, p := range r.snapshot.Pods {
-		if p.Name == sel.Name && p.Namespace == sel.Namespace {
-			return a, false, nil
-		}
+	if addrs := r.snapshot.PodAddrs(sel.Namespace, sel.Name); len(addrs) > 0 {
+		return addrs, false, nil
 	}
-	return a, false, fmt.Errorf("--from %s: there is no such pod in namespace %s", from, sel.Namespace)
+	return nil, false, fmt.Errorf("--from %s: there is no such pod in namespace %s", from, sel.Namespace)
 }
 
 // talk says on stderr what a reader of the table has to know.
@@ -328,18 +328,28 @@ func (r *rulesOf) nothing() error {
 	return errors.New("there are no rules of a kube-proxy in iptables mode here: is it the other flavour (iptables-legacy-save, iptables-nft-save), nftables mode (nft list ruleset), or does something else handle Services (Cilium, Calico eBPF)?")
 }
 
-// unknown says which Services there are.
-func (r *rulesOf) unknown(ns, name string) error {
-	var names []string
+// unknown says which Services there are, or which ports one has.
+func (r *rulesOf) unknown(ns, name string, ports []string) error {
+	var names, has []string
 	for _, s := range r.program.Services() {
 		names = append(names, s.Name.Namespace+"/"+s.Name.Name)
+		if s.Name.Name == name && (ns == "" || s.Name.Namespace == ns) {
+			has = append(has, cmp.Or(s.Name.Port, "one without a name"))
+		}
 	}
-	if len(names) == 0 {
+	full := name
+	if ns != "" {
+		full = ns + "/" + name
+	}
+	switch near := trace.Similar(full, names); {
+	case len(names) == 0:
 		return r.nothing()
+	case name == "":
+		return fmt.Errorf("no Service in these rules has port %s", strings.Join(ports, " or "))
+	case len(has) > 0:
+		return fmt.Errorf("Service %s has no port %s in these rules: it has %s", full, strings.Join(ports, " or "), strings.Join(slices.Compact(has), ", "))
+	case len(near) > 0:
+		return fmt.Errorf("no Service %s in these rules: did you mean %s?", full, strings.Join(near, ", "))
 	}
-	err := fmt.Errorf("no Service %s/%s in these rules", ns, name)
-	if near := trace.Similar(ns+"/"+name, names); len(near) > 0 {
-		err = fmt.Errorf("%w: did you mean %s?", err, strings.Join(near, ", "))
-	}
-	return err
+	return fmt.Errorf("no Service %s in these rules; without svc/NAME they are all listed", full)
 }

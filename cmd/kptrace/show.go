@@ -37,8 +37,8 @@ Exit codes: 0, 1 if it is not held (any more) or for another error, 2 for wrong 
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if output != "text" && output != "json" {
-				return usageErr(fmt.Errorf("-o: unknown format %q: use text or json", output))
+			if err := textOrJSON(output); err != nil {
+				return err
 			}
 			var ids []trace.FlowID
 			for _, a := range args {

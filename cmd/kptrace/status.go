@@ -42,8 +42,8 @@ kptrace must have is missing, 2 for wrong usage.`,
   kptrace status --kernel`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return usageErr(fmt.Errorf("-o: unknown format %q: use text or json", output))
+			if err := textOrJSON(output); err != nil {
+				return err
 			}
 			if kernel {
 				return kernelStatus(cmd, output)

@@ -25,8 +25,8 @@ func newVersionCmd() *cobra.Command {
 		Example: "  kptrace version\n  kptrace version -o json",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return usageErr(fmt.Errorf("-o: unknown format %q: use text or json", output))
+			if err := textOrJSON(output); err != nil {
+				return err
 			}
 			if output == "json" {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{

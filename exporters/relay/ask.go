@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -16,16 +15,17 @@ import (
 	"github.com/kptrace/kptrace/trace/explain"
 )
 
-// ExplainRequest asks a node to explain what its live rules do with a packet. To
-// is an address and port, or zero for each address of the Service.
+// ExplainRequest asks a node to explain what its live rules do with a packet, or with
+// one to each address of a Service.
 type ExplainRequest struct {
-	// Namespace and Service name a Service, Port one of its ports by name or
-	// number, empty for all.
-	Namespace, Service, Port string
-	// FromPod is a pod as "namespace/name", else From is the client's address;
-	// FromNode says that it is the node itself.
-	FromPod  string
-	From     netip.AddrPort
+	// Namespace and Service name a Service, an empty namespace stands for any;
+	// Ports are some of its ports by name or number, none for all.
+	Namespace, Service string
+	Ports              []string
+	// FromPod is the client's pod, else From its address; FromNode says that it is
+	// the node itself. Without any it is somebody outside.
+	FromPod  PodName
+	From     netip.Addr
 	FromNode bool
 	// Packet is the packet if no Service is named.
 	Packet *proxy.Packet
@@ -35,6 +35,9 @@ type ExplainRequest struct {
 	// Desired walks what the node's own proxy wants instead of the live rules.
 	Desired bool
 }
+
+// PodName is the name of a pod.
+type PodName struct{ Namespace, Name string }
 
 // CheckRequest asks a node to check itself.
 type CheckRequest struct {
@@ -94,11 +97,8 @@ func reply[Q, A any](ctx context.Context, q *Question, answer func(context.Conte
 		return nil, status.Errorf(codes.InvalidArgument, "bad question %q: %v", q.GetKind(), err)
 	}
 	out, err := answer(ctx, in)
-	if errors.Is(err, ErrNotFound) {
-		return nil, status.Error(codes.NotFound, err.Error())
-	}
 	if err != nil {
-		return nil, status.Error(codes.Unknown, err.Error())
+		return nil, toStatus(err)
 	}
 	b, err := json.Marshal(out)
 	if err != nil {

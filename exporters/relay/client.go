@@ -163,6 +163,24 @@ type answer struct {
 func (a *answer) Error() string { return a.text }
 func (a *answer) Unwrap() error { return a.kind }
 
+// NotFound is an ErrNotFound in a node's own words.
+func NotFound(format string, args ...any) error {
+	return &answer{fmt.Sprintf(format, args...), ErrNotFound}
+}
+
+// toStatus makes a node's answer one of gRPC, as Client.explain reads it.
+func toStatus(err error) error {
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return status.Error(codes.NotFound, err.Error())
+	case errors.Is(err, ErrNoDecisions):
+		return status.Error(codes.FailedPrecondition, err.Error())
+	case errors.Is(err, ErrNotReady):
+		return status.Error(codes.Aborted, err.Error())
+	}
+	return status.Error(codes.Unknown, err.Error())
+}
+
 // explain makes an error of gRPC one for people.
 func (c *Client) explain(err error) error {
 	s, ok := status.FromError(err)

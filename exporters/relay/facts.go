@@ -55,7 +55,7 @@ func (s *Server) header(req *trace.Request) (*trace.Header, error) {
 		if sel.Kind != trace.SelectService || strings.Contains(sel.Name, "*") || named(h.Services, sel) {
 			continue
 		}
-		err := explainMissing(v.Snapshot, sel)
+		err := toStatus(MissingService(v.Snapshot, sel))
 		if req.Wait && status.Code(err) == codes.NotFound {
 			h.Unknown = append(h.Unknown, sel.String())
 			continue
@@ -118,9 +118,10 @@ func named(list []trace.ServiceInfo, sel trace.Selector) bool {
 	})
 }
 
-// explainMissing says why a Service cannot be followed, and what the user may
-// have meant.
-func explainMissing(snap *proxy.Snapshot, sel trace.Selector) error {
+// MissingService says why there is nothing to say of a Service, and what the user
+// may have meant: an ErrNotFound, or an ErrNoDecisions where it exists and no proxy
+// decides about it.
+func MissingService(snap *proxy.Snapshot, sel trace.Selector) error {
 	in := func(ns string) bool { return sel.Namespace == "" || sel.Namespace == ns }
 	full := sel.Name
 	if sel.Namespace != "" {
@@ -128,8 +129,7 @@ func explainMissing(snap *proxy.Snapshot, sel trace.Selector) error {
 	}
 	for _, k := range snap.Skipped {
 		if k.Name == sel.Name && in(k.Namespace) {
-			return status.Error(codes.FailedPrecondition,
-				fmt.Sprintf("Service %s/%s has no decisions to show: %s", k.Namespace, k.Name, skipReason(k.Reason)))
+			return &answer{fmt.Sprintf("Service %s/%s has no decisions to show: %s", k.Namespace, k.Name, skipReason(k.Reason)), ErrNoDecisions}
 		}
 	}
 	var here, elsewhere, names, ports []string
@@ -166,7 +166,7 @@ func explainMissing(snap *proxy.Snapshot, sel trace.Selector) error {
 			text += "; a problem with it: " + p.Error()
 		}
 	}
-	return status.Error(codes.NotFound, text)
+	return &answer{text, ErrNotFound}
 }
 
 func shorten(names []string) string {
