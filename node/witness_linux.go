@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -109,11 +110,9 @@ func (w *witness) look(ctx context.Context, x *watched) error {
 		}
 		n, from, err := unix.Recvfrom(fd, buf, 0)
 		x.expire(time.Now())
-		switch err {
-		case nil:
-		case unix.EAGAIN, unix.EINTR:
-			continue
-		case unix.ENETDOWN: // a device went
+		switch {
+		case err == nil:
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR), errors.Is(err, unix.ENETDOWN): // a device went
 			continue
 		default:
 			return os.NewSyscallError("recvfrom", err)

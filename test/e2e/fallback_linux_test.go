@@ -134,7 +134,7 @@ func inside(ns *netns.NS, url string) (string, error) {
 			return conn, errors.Join(into, err)
 		},
 	}}
-	res, err := client.Get(url) //nolint:noctx // it has a limit
+	res, err := client.Get(url)
 	if err != nil {
 		return "", err
 	}

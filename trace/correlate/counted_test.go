@@ -21,7 +21,6 @@ func TestConntrackFull(t *testing.T) {
 	full := correlate.Counted{Drop: 3, Entries: 1000, Limit: 1000}
 	type witnessed struct {
 		counted correlate.Counted
-		to      *conn
 		then    func(*lab, *conn)
 		want    trace.Reason
 	}
