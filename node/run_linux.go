@@ -112,7 +112,7 @@ func (n *node) preflight(ctx context.Context) error {
 		return err
 	}
 	if n.follows() != nil {
-		n.cfg.Logger.Info("Watching "+n.reason, "variant", n.variant)
+		n.cfg.Logger.Info("watching a kube-proxy", "found", n.reason, "variant", n.variant)
 		return nil
 	}
 	n.cfg.Logger.Info("Using "+string(n.cfg.Backend.Mode())+" Proxier", "variant", n.variant, "because", n.reason)

@@ -347,7 +347,7 @@ func (r *rulesOf) unknown(ns, name string, ports []string) error {
 	case name == "":
 		return fmt.Errorf("no Service in these rules has port %s", strings.Join(ports, " or "))
 	case len(has) > 0:
-		return fmt.Errorf("Service %s has no port %s in these rules: it has %s", full, strings.Join(ports, " or "), strings.Join(slices.Compact(has), ", "))
+		return fmt.Errorf("no port %s of Service %s in these rules: it has %s", strings.Join(ports, " or "), full, strings.Join(slices.Compact(has), ", "))
 	case len(near) > 0:
 		return fmt.Errorf("no Service %s in these rules: did you mean %s?", full, strings.Join(near, ", "))
 	}
