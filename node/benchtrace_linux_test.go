@@ -32,7 +32,7 @@ func TestBenchTrace(t *testing.T) {
 		rig.sel = selection.New(selection.Config{Tools: rig.tools, Flavour: fl, Timeout: time.Minute, Rate: 10_000, Burst: 10_000})
 		rig.follow(t.Context(), b.setup.Snapshot, 1)
 		b.connect()
-		rig.settled()
+		rig.settled(0)
 		time.Sleep(time.Second)
 		ports := map[uint16]bool{}
 		rig.mu.Lock()

@@ -157,8 +157,38 @@ func printed(t *testing.T, rules string) (text, json string) {
 		}
 		return string(res.Stdout)
 	}
-	nft(rules, "-f", "-")
+	for _, part := range parts(rules) {
+		nft(part, "-f", "-")
+	}
 	return nft("", "list", "ruleset"), nft("", "-j", "list", "ruleset")
+}
+
+// parts divides a listing, for a transaction of an ordinary user is small: first all
+// chains, sets and maps, empty, in their order, then what is in them.
+func parts(rules string) []string {
+	var empty, body strings.Builder
+	var out []string
+	table := ""
+	for l := range strings.Lines(rules) {
+		depth := len(l) - len(strings.TrimLeft(l, "\t"))
+		bare := strings.TrimSpace(l)
+		if depth == 0 && bare != "" && bare != "}" {
+			table = l
+		}
+		// What declares, and what is in it.
+		declares := depth == 0 || depth == 1 && !strings.HasPrefix(bare, "comment ") || strings.HasPrefix(bare, "type ") || strings.HasPrefix(bare, "typeof ") || strings.HasPrefix(bare, "flags ") ||
+			strings.HasPrefix(bare, "timeout ")
+		if declares {
+			empty.WriteString(l)
+		}
+		body.WriteString(l)
+		if depth == 1 && bare == "}" && body.Len() > 8<<10 {
+			out = append(out, body.String()+"}\n")
+			body.Reset()
+			body.WriteString(table)
+		}
+	}
+	return append([]string{empty.String()}, append(out, body.String())...)
 }
 
 // plain are the lines of a listing in one form: sets before chains and maps by
