@@ -44,6 +44,20 @@ func PolicyOwner(rs *xtables.Ruleset, chain string) string {
 	return ""
 }
 
+// TableOwner tells whose a table of nf_tables is, empty where its name does not say so.
+func TableOwner(table string) string {
+	for _, o := range []struct{ prefix, owner string }{
+		{"firewalld", "firewalld"}, {"calico", "Calico"}, {"docker-bridges", "Docker"}, {"netavark", "Podman"}, {"libvirt_network", "libvirt"},
+		{"f2b-table", "fail2ban"}, {"flannel-", "flannel"}, {"kindnet", "kindnet"}, {"kube-network-policies", "NetworkPolicy (kube-network-policies)"},
+		{"kube-router", "kube-router"}, {"istio-", "Istio"}, {"cni_", "a CNI plugin"}, {"incus", "Incus"}, {"lxc", "LXC"}, {"lxd", "LXD"}, {"kube-proxy", "kube-proxy"},
+	} {
+		if strings.HasPrefix(table, o.prefix) {
+			return o.owner
+		}
+	}
+	return ""
+}
+
 // Owner tells by whose hand a rule in a chain is, empty where neither the
 // chain's name, nor where the rule leads, nor its comment says so. A nil rule
 // asks for the chain itself.

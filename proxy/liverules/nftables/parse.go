@@ -12,16 +12,19 @@ import (
 // ownTable is the name of kube-proxy's tables.
 const ownTable = "kube-proxy"
 
-// table is one of kube-proxy's: ip or ip6.
+// table is one of kube-proxy's, ip or ip6, or one of others, inet too.
 type table struct {
-	six    bool
-	chains map[string]*chain
-	sets   map[string]*set
+	family, name string
+	six          bool // its family is ip6
+	dormant      bool // its chains are at no hook
+	chains       map[string]*chain
+	sets         map[string]*set
 	// bases are the chains at hooks, in the order in which packets meet them.
 	bases []*chain
 }
 
 type chain struct {
+	table            string
 	name, kind, hook string
 	priority         int
 	drop             bool // its policy
@@ -41,6 +44,9 @@ type set struct {
 	values  map[string][]string
 	comment map[string]string
 	timeout time.Duration
+	// ranges are keys that stand for more than themselves, once indexed.
+	indexed bool
+	ranges  []string
 }
 
 // words takes text apart. Ends of lines are words, but not within the braces of a
@@ -94,7 +100,9 @@ type parser struct {
 	ends   []int
 	at     int
 	tables []*table
-	others int
+	// foreign are those of others whose hooks packets of IPv4 or IPv6 meet.
+	foreign []*table
+	others  int
 	// order are all tables' families and names as they are listed.
 	order []string
 }
@@ -132,17 +140,27 @@ func (p *parser) parse() error {
 		}
 		if name != ownTable || family != "ip" && family != "ip6" {
 			p.others++
-			if _, err := p.block(); err != nil {
+			if family != "ip" && family != "ip6" && family != "inet" {
+				if _, err := p.block(); err != nil {
+					return err
+				}
+				continue
+			}
+			t, err := p.table(family, name)
+			if err != nil {
 				return err
 			}
+			p.foreign = append(p.foreign, t)
 			continue
 		}
 		if slices.ContainsFunc(p.tables, func(t *table) bool { return t.six == (family == "ip6") }) {
 			return fmt.Errorf("nftables: table %s %s is there twice: give the rules of one node", family, name)
 		}
-		if err := p.table(family == "ip6"); err != nil {
+		t, err := p.table(family, name)
+		if err != nil {
 			return err
 		}
+		p.tables = append(p.tables, t)
 	}
 	return nil
 }
@@ -217,25 +235,30 @@ func (p *parser) list() (string, error) {
 	return b.String(), nil
 }
 
-func (p *parser) table(six bool) error {
-	t := &table{six: six, chains: map[string]*chain{}, sets: map[string]*set{}}
-	p.tables = append(p.tables, t)
+func (p *parser) table(family, name string) (*table, error) {
+	t := &table{family: family, name: name, six: family == "ip6", chains: map[string]*chain{}, sets: map[string]*set{}}
 	for {
 		if p.at >= len(p.words) {
-			return errCut
+			return nil, errCut
 		}
 		switch w := p.next(); w {
 		case "}":
 			slices.SortStableFunc(t.bases, func(a, b *chain) int { return a.priority - b.priority })
-			return nil
+			return t, nil
+		case "{": // of an object that is not looked at, as a flowtable
+			if _, err := p.block(); err != nil {
+				return nil, err
+			}
+		case "dormant": // a flag
+			t.dormant = true
 		case "set", "map", "chain":
 			name := p.next()
 			if p.next() != "{" {
-				return fmt.Errorf("nftables: %s %s has no body", w, name)
+				return nil, fmt.Errorf("nftables: %s %s has no body", w, name)
 			}
 			lines, err := p.block()
 			if err != nil {
-				return err
+				return nil, err
 			}
 			if w == "chain" {
 				t.chain(name, lines)
@@ -248,7 +271,7 @@ func (p *parser) table(six bool) error {
 }
 
 func (t *table) chain(name string, lines []line) {
-	c := &chain{name: name}
+	c := &chain{table: t.name, name: name}
 	t.chains[name] = c
 	for i := range lines {
 		l := lines[i].words

@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -19,6 +20,9 @@ type Config struct {
 	// Beside are the rules of iptables on the same node, which packets meet in
 	// between; nil for none.
 	Beside *liverules.Program
+	// Others says that tables of others are walked too: those of ip, ip6 and inet,
+	// but of iptables-nft only without Beside.
+	Others bool
 	// Clients says that the text is as fresh as a packet to be walked, so that the
 	// sets of clients with session affinity hold. Otherwise a walk is that of a
 	// client in none.
@@ -29,11 +33,21 @@ type Config struct {
 type Program struct {
 	cfg      Config
 	tables   []*table
+	foreign  []*table
 	services []*liverules.Service
 	others   int
 	order    []string
-	unknown  map[string]bool
+	// podRanges are those by which rules tell pods from others.
+	podRanges []netip.Prefix
+	// unknown are rules that could not be evaluated, strange those of them in
+	// kube-proxy's tables.
+	unknown map[Doubt]bool
+	strange map[string]bool
 }
+
+// Doubt is a rule that could not be evaluated and was taken not to match: at which
+// hook it was met, in which table, and as it was printed.
+type Doubt struct{ Hook, Table, Text string }
 
 // Parse reads what nft list ruleset prints, with -j or without.
 func Parse(cfg Config, text string) (*Program, error) {
@@ -48,10 +62,14 @@ func Parse(cfg Config, text string) (*Program, error) {
 	if err := r.parse(); err != nil {
 		return nil, err
 	}
-	p := &Program{cfg: cfg, tables: r.tables, others: r.others, order: r.order, unknown: map[string]bool{}}
+	p := &Program{
+		cfg: cfg, tables: r.tables, foreign: r.foreign, others: r.others, order: r.order,
+		unknown: map[Doubt]bool{}, strange: map[string]bool{},
+	}
 	for _, t := range p.tables {
 		p.services = append(p.services, p.read(t)...)
 	}
+	p.podRanges = p.findPodRanges()
 	slices.SortStableFunc(p.services, func(a, b *liverules.Service) int { return a.Name.Compare(b.Name) })
 	return p, nil
 }
@@ -67,23 +85,27 @@ func (p *Program) Mode() proxy.Mode {
 // Services lists what was found, by name, IPv4 before IPv6.
 func (p *Program) Services() []*liverules.Service { return p.services }
 
-// Others is how many tables there are that are not kube-proxy's; they are not walked.
+// Others is how many tables there are that are not kube-proxy's; they are walked with
+// Config.Others only.
 func (p *Program) Others() int { return p.others }
 
 // Unknown lists rules that could not be evaluated and were taken not to match, as far
 // as Services and walks so far met them.
 func (p *Program) Unknown() []string {
-	var out []string
-	for text := range p.unknown {
-		out = append(out, text)
+	var all []string
+	for d := range p.unknown {
+		all = append(all, d.Text)
 	}
-	slices.Sort(out)
-	return out
+	slices.Sort(all)
+	return slices.Compact(all)
 }
+
+// Strange are those of Unknown that are in kube-proxy's tables.
+func (p *Program) Strange() []string { return slices.Sorted(maps.Keys(p.strange)) }
 
 func (p *Program) walker(t *table) *walker {
 	ports := t.sets["nodeport-ips"]
-	return &walker{table: t, unknown: p.unknown, clients: p.cfg.Clients, local: func(a netip.Addr) bool {
+	return &walker{table: t, unknown: p.unknown, strange: p.strange, clients: p.cfg.Clients, local: func(a netip.Addr) bool {
 		return a.IsLoopback() || slices.Contains(p.cfg.Addrs, a) || ports != nil && len(p.cfg.Addrs) == 0 && ports.contains(a.String())
 	}}
 }

@@ -12,6 +12,7 @@ import (
 // station is a chain at a hook: one of kube-proxy's, or of iptables.
 type station struct {
 	base     *chain
+	of       *table // whose base is
 	table    string // of iptables
 	nat      bool
 	priority int
@@ -21,6 +22,9 @@ type station struct {
 // priorities are those of the tables of iptables, but of nat where it translates
 // sources.
 var priorities = map[string]int{"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50} //nolint:gochecknoglobals // a table
+
+// tablesOfIPTables are those of iptables-nft.
+var tablesOfIPTables = []string{"raw", "mangle", "nat", "filter", "security"} //nolint:gochecknoglobals // a table
 
 // tablesAt are the tables of iptables with a chain at a hook.
 var tablesAt = map[string][]string{ //nolint:gochecknoglobals // a table
@@ -39,9 +43,20 @@ func (p *Program) stations(t *table, hook string) []station {
 	}
 	listed := func(name string) int { return slices.Index(p.order, family+" "+name) }
 	var all []station
-	for _, b := range slices.Backward(t.bases) {
-		if b.hook == hook {
-			all = append(all, station{base: b, nat: b.kind == "nat", priority: b.priority, listed: listed(ownTable)})
+	tables := []*table{t}
+	if p.cfg.Others {
+		for _, x := range p.foreign {
+			iptables := x.family != "inet" && slices.Contains(tablesOfIPTables, x.name)
+			if (x.family == "inet" || x.six == t.six) && !x.dormant && !(iptables && p.cfg.Beside != nil) {
+				tables = append(tables, x)
+			}
+		}
+	}
+	for _, x := range tables {
+		for _, b := range slices.Backward(x.bases) {
+			if b.hook == hook {
+				all = append(all, station{base: b, of: x, nat: b.kind == "nat", priority: b.priority, listed: slices.Index(p.order, x.family+" "+x.name)})
+			}
 		}
 	}
 	if p.cfg.Beside != nil {
@@ -70,14 +85,17 @@ func (p *Program) station(k *walker, s *station, w way, fromNode bool) []result 
 	if w.hook == "input" || w.hook == "postrouting" {
 		side = 1
 	}
-	if s.nat && (w.bound[side] || fromNode && (w.hook == "prerouting" || w.hook == "input")) {
+	if s.nat && (w.untracked || w.bound[side] || fromNode && (w.hook == "prerouting" || w.hook == "input")) {
 		return []result{{w, goOn}}
 	}
 	before := w
 	var out []result
-	if s.base != nil {
+	switch {
+	case s.of == k.table:
 		out = k.chain(s.base.name, w)
-	} else {
+	case s.of != nil:
+		out = k.in(s.of).chain(s.base.name, w)
+	default:
 		out = p.iptables(s.table, w, fromNode)
 	}
 	for i := range out {
@@ -100,6 +118,9 @@ func (p *Program) iptables(table string, w way, fromNode bool) []result {
 	if w.picked {
 		in.State |= xtables.StateDNAT
 	}
+	if w.untracked {
+		in.State = xtables.StateUntracked
+	}
 	if w.masked {
 		in.State |= xtables.StateSNAT
 	}
@@ -110,13 +131,21 @@ func (p *Program) iptables(table string, w way, fromNode bool) []result {
 		}
 		for i := range l.Assumptions {
 			if a := &l.Assumptions[i]; a.Rule != nil {
-				p.unknown[a.Rule.String()] = true
+				p.unknown[Doubt{w.hook, table, a.Rule.String()}] = true
 			}
 		}
 		one := w
 		one.chance *= l.Probability
 		one.steps = append(slices.Clip(one.steps), p.cfg.Beside.Steps(l.Steps)...)
 		one.mark, one.masked = l.Packet.Mark, l.Packet.Masqueraded
+		if l.Packet.State&xtables.StateUntracked != 0 && !one.untracked {
+			one.untracked = true
+			for i := range one.steps {
+				if x := &one.steps[i]; x.Table == "raw" && (strings.Contains(x.Text, "-j NOTRACK") || strings.Contains(x.Text, "-j CT --notrack")) {
+					x.Effect = "notrack"
+				}
+			}
+		}
 		one.src = netip.AddrPortFrom(l.Packet.Src, l.Packet.SPort)
 		if to := netip.AddrPortFrom(l.Packet.Dst, l.Packet.DPort); to != one.dst {
 			one.dst, one.picked = to, true

@@ -23,19 +23,21 @@ type way struct {
 	masquerade string
 	picked     bool
 	// bound says that nat has decided on the packet's destination, and source.
-	bound   [2]bool
-	service proxy.PortName
-	via     proxy.Via
-	local   bool
-	refused proxy.Verdict
-	reason  string
-	hook    string
-	steps   []proxy.Step
+	bound [2]bool
+	// untracked says that connection tracking does not see it.
+	untracked bool
+	service   proxy.PortName
+	via       proxy.Via
+	local     bool
+	refused   proxy.Verdict
+	reason    string
+	hook      string
+	steps     []proxy.Step
 }
 
 func (w *way) step(c *chain, i int, r *rule, effect, purpose string) {
 	w.steps = append(slices.Clip(w.steps), proxy.Step{
-		Hook: w.hook, Table: ownTable, Chain: c.name, Rule: i + 1, Text: r.text, Effect: effect, Purpose: purpose,
+		Hook: w.hook, Table: c.table, Chain: c.name, Rule: i + 1, Text: r.text, Effect: effect, Purpose: purpose,
 	})
 }
 
@@ -43,7 +45,7 @@ const policyDrops = "the policy of the chain drops what no rule accepted"
 
 // end is the end of a chain, or with a verdict its policy.
 func (w *way) end(c *chain, verdict string) {
-	s := proxy.Step{Hook: w.hook, Table: ownTable, Chain: c.name, Effect: verdict}
+	s := proxy.Step{Hook: w.hook, Table: c.table, Chain: c.name, Effect: verdict}
 	if verdict == "drop" {
 		s.Purpose = policyDrops
 	}
@@ -71,10 +73,26 @@ const maxDepth = 16
 type walker struct {
 	*table
 	local   func(netip.Addr) bool
-	unknown map[string]bool
+	unknown map[Doubt]bool
+	strange map[string]bool
 	// clients says that the sets of clients with session affinity are asked.
 	clients bool
 	depth   int
+}
+
+// in is the walker of a table of others.
+func (k *walker) in(t *table) *walker {
+	x := *k
+	x.table, x.depth = t, 0
+	return &x
+}
+
+// doubt notes a rule that cannot be evaluated.
+func (k *walker) doubt(r *rule, hook string) {
+	k.unknown[Doubt{hook, k.name, r.text}] = true
+	if k.name == ownTable {
+		k.strange[r.text] = true
+	}
 }
 
 // chain walks a chain.
@@ -181,15 +199,45 @@ func (k *walker) rule(c *chain, i int, w way) []ruled {
 	for at := 0; at < len(ws); {
 		rest := ws[at:]
 		switch {
-		case has(rest, "ct", "state", "new"):
-			at += 3
+		case has(rest, "ct", "state"):
+			n, matched, target := state(rest[2:], &w)
+			if n == 0 {
+				k.doubt(r, w.hook)
+				return on(w)
+			}
+			if !matched {
+				return on(w)
+			}
+			if target != nil {
+				return k.verdict(c, i, target, w, "")
+			}
+			at += 2 + n
 		case has(rest, "ct", "status", "dnat"):
 			if !w.picked {
 				return on(w)
 			}
 			at += 3
-		case has(rest, "comment"), has(rest, "update"), has(rest, "counter"):
+		case has(rest, "comment"), has(rest, "update"):
 			at = len(ws) // they come last, and change nothing that is looked at here
+		case has(rest, "counter"), has(rest, "log"):
+			at += idle(rest)
+		case has(rest, "notrack"):
+			w.untracked = true
+			w.step(c, i, r, "notrack", "keep it from connection tracking")
+			return on(w)
+		case has(rest, "redirect"):
+			to := w.dst
+			if j := slices.Index(rest, "to"); j > 0 && j+1 < len(rest) {
+				n, err := strconv.ParseUint(strings.TrimPrefix(rest[j+1], ":"), 10, 16)
+				if err != nil {
+					k.doubt(r, w.hook)
+					return on(w)
+				}
+				to = netip.AddrPortFrom(to.Addr(), uint16(n))
+			}
+			w.dst, w.picked = to, true
+			w.step(c, i, r, "redirect", "")
+			return []ruled{{result: result{w, over}}}
 		case has(rest, "fib", "saddr", "type", "local"):
 			if !k.local(w.src.Addr()) {
 				return on(w)
@@ -203,7 +251,7 @@ func (k *walker) rule(c *chain, i int, w way) []ruled {
 		case has(rest, "meta", "mark", "set"):
 			to, ok := remark(rest[3:], w.mark)
 			if !ok {
-				k.unknown[r.text] = true
+				k.doubt(r, w.hook)
 				return on(w)
 			}
 			if to&^w.mark != 0 {
@@ -218,7 +266,7 @@ func (k *walker) rule(c *chain, i int, w way) []ruled {
 			mask, err1 := strconv.ParseUint(rest[3], 0, 32)
 			want, err2 := strconv.ParseUint(rest[5], 0, 32)
 			if err1 != nil || err2 != nil || rest[4] != "==" && rest[4] != "!=" {
-				k.unknown[r.text] = true
+				k.doubt(r, w.hook)
 				return on(w)
 			}
 			if (w.mark&uint32(mask) == uint32(want)) != (rest[4] == "==") {
@@ -243,7 +291,7 @@ func (k *walker) rule(c *chain, i int, w way) []ruled {
 		default:
 			n, matched, target, comment := k.match(rest, &w)
 			if n == 0 {
-				k.unknown[r.text] = true
+				k.doubt(r, w.hook)
 				return on(w)
 			}
 			if !matched {
@@ -260,6 +308,63 @@ func (k *walker) rule(c *chain, i int, w way) []ruled {
 	}
 	w.step(c, i, r, "match", purpose)
 	return on(w)
+}
+
+// state evaluates what follows "ct state" for a first packet: n is how many words it
+// took, 0 if it is not understood. With a target it is a map's verdict.
+func state(words []string, w *way) (n int, matched bool, target []string) {
+	is := "new"
+	if w.untracked {
+		is = "untracked"
+	}
+	if len(words) > 1 && words[0] == "vmap" {
+		for _, e := range elements(words[1]) {
+			if e.key == is {
+				return 2, true, e.value
+			}
+		}
+		return 2, false, nil
+	}
+	not := false
+	if len(words) > 0 && (words[0] == "!=" || words[0] == "==") {
+		not = words[0] == "!="
+		n++
+	}
+	if n >= len(words) {
+		return 0, false, nil
+	}
+	if strings.HasPrefix(words[n], "{") {
+		for _, e := range elements(words[n]) {
+			matched = matched || e.key == is
+		}
+		return n + 1, matched != not, nil
+	}
+	for { // "established,related"
+		matched = matched || words[n] == is
+		if n++; n+1 >= len(words) || words[n] != "," {
+			return n, matched != not, nil
+		}
+		n++
+	}
+}
+
+// idle is how many words a statement has that counts or tells, and does nothing to a
+// packet.
+func idle(words []string) int {
+	n := 1
+	if words[0] == "counter" {
+		switch {
+		case has(words[1:], "packets"):
+			n = 5
+		case has(words[1:], "name"):
+			n = 3
+		}
+		return min(n, len(words))
+	}
+	for n+1 < len(words) && slices.Contains([]string{"prefix", "level", "group", "snaplen", "queue-threshold", "flags"}, words[n]) {
+		n += 2
+	}
+	return min(n, len(words))
 }
 
 // markWords is how many words "meta mark | 0x4000" has.
@@ -341,7 +446,7 @@ func (k *walker) verdict(c *chain, i int, words []string, w way, comment string)
 		return on(w)
 	}
 	if len(words) < 2 {
-		k.unknown[r.text] = true
+		k.doubt(r, w.hook)
 		return on(w)
 	}
 	if n, ok := parseKey(comment, w.proto); ok {
@@ -388,23 +493,33 @@ func purposeOf(to string, r *rule) string {
 func (k *walker) branch(c *chain, i int, mod string, choices []element, w way) []ruled {
 	n, err := strconv.Atoi(mod)
 	if err != nil || n < 1 {
-		k.unknown[c.rules[i].text] = true
+		k.doubt(&c.rules[i], w.hook)
 		return on(w)
 	}
 	var out []ruled
+	met := 0
 	for _, e := range choices {
+		if !below(e.key, n) {
+			continue
+		}
 		one := w
 		one.chance /= float64(n)
-		if len(e.value) > 0 {
+		if met++; len(e.value) > 0 {
 			out = append(out, k.verdict(c, i, e.value, one, e.comment)...)
 		}
 	}
-	if d := n - len(choices); d > 0 { // numbers that the map does not have
+	if d := n - met; d > 0 { // numbers that the map does not have
 		one := w
 		one.chance *= float64(d) / float64(n)
 		out = append(out, on(one)...)
 	}
 	return out
+}
+
+// below reports whether a key of a map is a number that a random choice of n can be.
+func below(key string, n int) bool {
+	i, err := strconv.Atoi(key)
+	return err == nil && 0 <= i && i < n
 }
 
 // dnat reads "dnat to 10.1.0.2:80" and "dnat ip to numgen random mod 2 map { … }".
@@ -423,18 +538,18 @@ func (k *walker) dnat(c *chain, i int, words []string, w way) []ruled {
 		}
 	}
 	if at < 0 || !has(rest, "numgen", "random", "mod") || len(rest) < 6 || rest[4] != "map" {
-		k.unknown[r.text] = true
+		k.doubt(r, w.hook)
 		return on(w)
 	}
 	n, err := strconv.Atoi(rest[3])
 	if err != nil || n < 1 {
-		k.unknown[r.text] = true
+		k.doubt(r, w.hook)
 		return on(w)
 	}
 	var out []ruled
 	left := w
 	for _, e := range elements(rest[5]) {
-		if len(e.value) != 3 {
+		if len(e.value) != 3 || !below(e.key, n) {
 			continue
 		}
 		a, err1 := netip.ParseAddr(e.value[0])
@@ -461,6 +576,17 @@ func (k *walker) match(words []string, w *way) (n int, matched bool, target []st
 	for {
 		rest := words[n:]
 		switch {
+		case has(rest, "icmp"), has(rest, "icmpv6"):
+			return len(words), false, nil, "" // packets to Services are none
+		case has(rest, "ip") && w.dst.Addr().Is6(), has(rest, "ip6") && w.dst.Addr().Is4():
+			return len(words), false, nil, ""
+		case has(rest, "ip", "protocol"), has(rest, "ip6", "nexthdr"):
+			values = append(values, w.proto.String())
+		case has(rest, "meta", "nfproto"):
+			values = append(values, map[bool]string{false: "ipv4", true: "ipv6"}[w.dst.Addr().Is6()])
+		case has(rest, "iifname") && w.in != "":
+			values = append(values, strconv.Quote(w.in))
+			n-- // one word
 		case has(rest, "ip", "saddr"), has(rest, "ip6", "saddr"):
 			values = append(values, w.src.Addr().String())
 		case has(rest, "ip", "daddr"), has(rest, "ip6", "daddr"):
@@ -534,24 +660,43 @@ func (k *walker) setOf(word string) *set {
 
 // contains reports whether a key is in a set, by itself or by a range.
 func (s *set) contains(key string) bool {
-	a, err := netip.ParseAddr(key)
-	for _, e := range s.keys {
-		if e == key {
-			return true
+	if !s.indexed {
+		s.indexed = true
+		if s.values == nil {
+			s.values = map[string][]string{}
 		}
-		if err != nil {
-			continue
-		}
-		if p, bad := netip.ParsePrefix(e); bad == nil && p.Contains(a) {
-			return true
-		}
-		if from, to, ok := strings.Cut(e, "-"); ok {
-			x, e1 := netip.ParseAddr(from)
-			y, e2 := netip.ParseAddr(to)
-			if e1 == nil && e2 == nil && x.Compare(a) <= 0 && a.Compare(y) <= 0 {
-				return true
+		for _, e := range s.keys {
+			if _, ok := s.values[e]; !ok {
+				s.values[e] = nil
+			}
+			if strings.ContainsAny(e, "/-*") {
+				s.ranges = append(s.ranges, e)
 			}
 		}
 	}
-	return false
+	if _, ok := s.values[key]; ok {
+		return true
+	}
+	return slices.ContainsFunc(s.ranges, func(r string) bool { return spans(r, key) })
+}
+
+// spans reports whether a range of addresses or ports, or the beginning of an
+// interface's name, holds a key.
+func spans(r, key string) bool {
+	if begin, ok := strings.CutSuffix(r, `*"`); ok {
+		return strings.HasPrefix(key, begin)
+	}
+	from, to, ok := strings.Cut(r, "-")
+	if a, err := netip.ParseAddr(key); err == nil {
+		if p, err := netip.ParsePrefix(r); err == nil {
+			return p.Contains(a)
+		}
+		x, e1 := netip.ParseAddr(from)
+		y, e2 := netip.ParseAddr(to)
+		return ok && e1 == nil && e2 == nil && x.Compare(a) <= 0 && a.Compare(y) <= 0
+	}
+	port, err := strconv.ParseUint(key, 10, 16)
+	x, e1 := strconv.ParseUint(from, 10, 16)
+	y, e2 := strconv.ParseUint(to, 10, 16)
+	return ok && err == nil && e1 == nil && e2 == nil && x <= port && port <= y
 }
