@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,7 +31,23 @@ import (
 // both flavours and families, connection tracking, settings, interfaces. It
 // changes nothing and needs CAP_NET_ADMIN. Parts that cannot be read are left out
 // and named in notes; without any rules at all it is an error.
-func Inspect(ctx context.Context) (s *check.State, notes []string, err error) {
+func Inspect(ctx context.Context) (*check.State, []string, error) {
+	s, notes, err := look(ctx)
+	if err == nil && slices.ContainsFunc(s.NFTables, ofKubeProxy) {
+		p, more, err := nftProgram(ctx, s, false)
+		if err != nil {
+			notes = append(notes, "the rules of the nftables mode were not looked at: "+err.Error())
+		}
+		s.NFT, notes = p, append(notes, more...)
+	}
+	return s, notes, err
+}
+
+// ofKubeProxy tells the tables of a kube-proxy in nftables mode.
+func ofKubeProxy(table string) bool { return table == "ip kube-proxy" || table == "ip6 kube-proxy" }
+
+// look is Inspect without the rules of nftables mode.
+func look(ctx context.Context) (s *check.State, notes []string, err error) {
 	s = &check.State{Now: time.Now(), Sysctls: make(map[string]string)}
 	var tools xtables.Tools
 	var failed []error

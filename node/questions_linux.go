@@ -42,7 +42,7 @@ func (n *node) check(ctx context.Context, req relay.CheckRequest) (relay.CheckRe
 		return out, err
 	}
 	out.Findings = check.Run(s, req.Options)
-	if f := n.follows(); f != nil && n.cfg.Backend.Mode() != proxy.IPTables {
+	if f := n.follows(); f != nil && n.cfg.Backend.Mode() != proxy.IPTables && s.NFT == nil {
 		out.Notes = append(out.Notes, f.Found()+": the rules of this mode are not compared with the API")
 	}
 	return out, nil
@@ -124,13 +124,13 @@ func (n *node) explain(ctx context.Context, req relay.ExplainRequest) ([]explain
 		return a, nil
 	}
 	if (v.Mode == proxy.IPTables || v.Mode == proxy.NFTables) && !req.Desired {
-		s, _, err := Inspect(ctx)
+		s, _, err := look(ctx)
 		if err != nil {
 			return nil, err
 		}
 		if v.Mode == proxy.IPTables {
 			live = n.live(ctx, v, s)
-		} else if live, err = n.liveNFT(ctx, v, s); err != nil {
+		} else if live, err = n.liveNFT(ctx, s); err != nil {
 			return nil, err
 		}
 	}
@@ -206,12 +206,13 @@ func programOf(ctx context.Context, cfg liverules.Config, rulesets []*xtables.Ru
 	return liverules.New(cfg, rulesets...), notes
 }
 
-// liveNFT walks the tables of a kube-proxy in nftables mode, and those of iptables
-// beside them.
-func (n *node) liveNFT(ctx context.Context, v *proxy.View, s *check.State) (func(proxy.Packet) (explain.Answer, error), error) {
+// nftProgram reads the tables of a kube-proxy in nftables mode, and takes those of
+// iptables beside them from s. With clients it is as they are for a packet now, else
+// with the tables of others for a check.
+func nftProgram(ctx context.Context, s *check.State, clients bool) (p *nftables.Program, notes []string, err error) {
 	text, err := (&xtables.Tools{}).NFTAll(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("the rules of the nftables mode cannot be read: %w", err)
+		return nil, nil, fmt.Errorf("the rules of the nftables mode cannot be read: %w", err)
 	}
 	var rulesets []*xtables.Ruleset
 	for _, fa := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
@@ -229,7 +230,14 @@ func (n *node) liveNFT(ctx context.Context, v *proxy.View, s *check.State) (func
 		}
 	}
 	beside, notes := programOf(ctx, liverules.Config{Addrs: s.Addrs, Route: route}, rulesets)
-	p, err := nftables.Parse(nftables.Config{Addrs: s.Addrs, Beside: beside, Clients: true}, text)
+	p, err = nftables.Parse(nftables.Config{Addrs: s.Addrs, Beside: beside, Others: !clients, Clients: clients}, text)
+	return p, notes, err
+}
+
+// liveNFT walks the tables of a kube-proxy in nftables mode, and those of iptables
+// beside them.
+func (n *node) liveNFT(ctx context.Context, s *check.State) (func(proxy.Packet) (explain.Answer, error), error) {
+	p, notes, err := nftProgram(ctx, s, true)
 	if err != nil {
 		return nil, err
 	}

@@ -39,10 +39,10 @@ wrong: Services and endpoints missing from the rules or left in them, odds that
 are not what they should be, rules of others in the way, two proxies at once,
 stale and full tables, settings. On a healthy node it says nothing.
 
-It asks the nodes that run here, or looks at what iptables-save printed (--rules
-FILE, or - for stdin), which needs no root, no cluster, and works on any OS; with
---manifests or --kubeconfig also at what the API says. It changes nothing, but for
---fix, by which a node's own proxy writes its own rules again.
+It asks the nodes that run here, or looks at what iptables-save or nft list ruleset
+printed (--rules FILE, or - for stdin), which needs no root, no cluster, and works on
+any OS; with --manifests or --kubeconfig also at what the API says. It changes
+nothing, but for --fix, by which a node's own proxy writes its own rules again.
 
 Severities: BREAKS, connections fail because of it; RISK, some do or will; NOTE,
 worth knowing. Findings that are known and accepted: --ignore CODE or
@@ -54,6 +54,7 @@ Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if something breaks traffic.
 
   # A node of your own, with nothing installed there
   ssh node sudo iptables-save | kptrace check --rules -
+  ssh node sudo nft list ruleset | kptrace check --rules -   # of nftables mode
 
   # The same against what the API says, exported as YAML
   kptrace check --rules node1.rules --manifests ./state --node node1
@@ -68,6 +69,7 @@ Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if something breaks traffic.
 	}
 	fl := cmd.Flags()
 	fl.SortFlags = false
+	f.rules.both = true
 	f.rules.add(cmd)
 	fl.StringArrayVar(&f.ignore, "ignore", nil, "leave out findings: CODE or CODE:OBJECT, * for any text; repeatable")
 	fl.StringVar(&f.ignoreFile, "ignore-file", "", "file of such patterns, one a line, # for comments")
@@ -107,13 +109,10 @@ func (f *checkFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	if r.dumps == nil {
-		return usageErr(errors.New("--rules: a check needs what iptables-save prints; of nftables mode kptrace explain --rules shows what the rules mean"))
-	}
 	if f.output == "text" {
 		r.talk(cmd.ErrOrStderr())
 	}
-	s := check.State{Node: f.rules.node, Dumps: r.dumps, Snapshot: r.snapshot, Addrs: r.addrs, Now: time.Now()}
+	s := check.State{Node: f.rules.node, Dumps: r.dumps, NFT: r.nft, Snapshot: r.snapshot, Addrs: r.addrs, Now: time.Now()}
 	return f.print(cmd, []relay.CheckResponse{{Node: f.rules.node, Findings: check.Run(&s, opts)}})
 }
 

@@ -36,6 +36,8 @@ type rulesFlags struct {
 	manifests  string
 	kubeconfig string
 	node       string
+	// both says that rules of iptables and of nft may be given together.
+	both bool
 }
 
 func (f *rulesFlags) add(cmd *cobra.Command) {
@@ -57,10 +59,13 @@ func (f *rulesFlags) wanted() bool { return f.manifests != "" || f.kubeconfig !=
 type rulesOf struct {
 	program  rulesProgram
 	dumps    []xtables.Dump
+	nft      *nftables.Program // the same as program, if that is it
 	from     string
 	addrs    []netip.Addr // nil if unknown
 	snapshot *proxy.Snapshot
 	notes    []string
+	// others says that nftables of others are walked too.
+	others bool
 }
 
 // rulesProgram is what rules mean, of either kind.
@@ -86,7 +91,7 @@ func (f *rulesFlags) addrs() ([]netip.Addr, error) {
 
 // fromFiles reads what iptables-save printed.
 func (f *rulesFlags) fromFiles(ctx context.Context, stdin io.Reader) (*rulesOf, error) {
-	r := &rulesOf{}
+	r := &rulesOf{others: f.both}
 	var err error
 	if r.addrs, err = f.addrs(); err != nil {
 		return nil, err
@@ -129,12 +134,15 @@ func (f *rulesFlags) fromFiles(ctx context.Context, stdin io.Reader) (*rulesOf, 
 	if nft.Len() > 0 && len(f.ipsets) > 0 {
 		return nil, usageErr(errors.New("--ipset goes with rules of iptables: those of nft have their sets in them"))
 	}
-	if nft.Len() > 0 {
-		return r, r.readNFT(nft.String())
+	if nft.Len() > 0 && len(r.dumps) > 0 && !f.both {
+		return nil, usageErr(errors.New("rules of iptables and of nft: which packet meets first is not told by texts; give one kind"))
 	}
 	rulesets, err := r.pick()
 	if err != nil {
 		return nil, err
+	}
+	if nft.Len() > 0 {
+		return r, r.readNFT(nft.String(), rulesets)
 	}
 	for _, name := range f.ipsets {
 		saved, err := readInput(name, stdin)
@@ -156,17 +164,18 @@ func isNFT(text string) bool {
 	return strings.HasPrefix(text, "table ") || strings.HasPrefix(text, "{")
 }
 
-// readNFT takes what nft list ruleset printed.
-func (r *rulesOf) readNFT(text string) error {
-	if len(r.dumps) > 0 {
-		return usageErr(errors.New("rules of iptables and of nft: which packet meets first is not told by texts; give one kind"))
+// readNFT takes what nft list ruleset printed, and the rules of iptables beside it.
+func (r *rulesOf) readNFT(text string, beside []*xtables.Ruleset) error {
+	cfg := nftables.Config{Addrs: r.addrs, Others: r.others}
+	if len(beside) > 0 {
+		cfg.Beside = liverules.New(liverules.Config{Addrs: r.addrs}, beside...)
 	}
-	p, err := nftables.Parse(nftables.Config{Addrs: r.addrs}, text)
+	p, err := nftables.Parse(cfg, text)
 	if err != nil {
 		return err
 	}
-	r.program = p
-	if n := p.Others(); n > 0 {
+	r.program, r.nft = p, p
+	if n := p.Others(); n > 0 && !r.others {
 		r.notes = append(r.notes, fmt.Sprintf("%d tables of others are not walked", n))
 	}
 	if u := p.Unknown(); len(u) > 0 {

@@ -22,6 +22,7 @@ import (
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/liverules"
+	"github.com/kptrace/kptrace/proxy/liverules/nftables"
 )
 
 // Severity says how bad a Finding is.
@@ -65,6 +66,9 @@ type State struct {
 	Node string
 	// Dumps are the live rules of all families and flavours.
 	Dumps []xtables.Dump
+	// NFT is what the tables of a kube-proxy in nftables mode mean, nil if they were
+	// not read. It must not have another user meanwhile.
+	NFT *nftables.Program
 	// Snapshot is what the API says, and Overlay what is out for a time.
 	Snapshot *proxy.Snapshot
 	Overlay  proxy.Overlay
@@ -123,6 +127,7 @@ type Options struct {
 func Run(s *State, o Options) []Finding {
 	c := &checker{State: s}
 	c.rulesets()
+	c.tablesOfNFT()
 	c.services()
 	c.exact()
 	c.settings()

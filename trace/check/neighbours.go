@@ -47,7 +47,7 @@ func (c *checker) neighbours() {
 		}
 	}
 	c.listeners(groups)
-	served := c.live != nil && c.live.Mode() != "" || slices.ContainsFunc(c.NFTables, func(t string) bool { return strings.HasSuffix(t, " kube-proxy") })
+	served := c.live != nil && c.live.Mode() != "" || c.nftMode()
 	for _, s := range c.Planes {
 		if served && !s.Sure {
 			continue // Cilium has programs at devices also where it leaves Services alone
@@ -86,7 +86,7 @@ func (c *checker) marks() map[uint32]string {
 			}
 		}
 	}
-	if len(bits) == 0 && slices.ContainsFunc(c.NFTables, func(t string) bool { return strings.HasSuffix(t, " kube-proxy") }) {
+	if len(bits) == 0 && c.nftMode() {
 		bits[defaultMark] = "masquerade"
 	}
 	return bits

@@ -85,19 +85,23 @@ func first(list []string, n int) []string {
 // proxies looks for a second proxy, and for what another mode left.
 func (c *checker) proxies() {
 	mode := c.live.Mode()
-	nft := slices.ContainsFunc(c.NFTables, func(t string) bool { return strings.HasSuffix(t, " kube-proxy") })
+	nft, left := c.nftMode(), []string(nil)
 	switch {
+	case nft && mode != "" && !slices.ContainsFunc(c.picked, func(d *xtables.Dump) bool { return len(xtables.LiveKube(d.Rules)) > 0 }):
+		left = append(left, "chains of a kube-proxy in iptables, to which nothing leads")
 	case nft && mode != "":
 		c.add("two-proxies", "nftables", "stop one of them; kube-proxy --cleanup removes what it left",
 			"there is a table kube-proxy in nf_tables and there are rules of a kube-proxy in iptables: two proxies, or two modes of one after the other")
-	case mode == proxy.IPTables && c.VirtualServers > 0:
+	case (mode == proxy.IPTables || nft) && c.VirtualServers > 0:
+		if nft {
+			mode = proxy.NFTables
+		}
 		c.add("two-proxies", "ipvs", "stop one of them; kube-proxy --cleanup or ipvsadm --clear removes what IPVS has",
-			"IPVS has %d virtual servers, and there are rules of a kube-proxy in iptables mode", c.VirtualServers)
+			"IPVS has %d virtual servers, and there are rules of a kube-proxy in %s mode", c.VirtualServers, mode)
 	case mode == "" && !nft && c.VirtualServers == 0 && c.Snapshot != nil && len(c.Snapshot.Services) > 0 && c.Program == nil:
 		c.add("nothing", c.Node, "does kube-proxy run here? Does something else handle Services, such as Cilium or Calico's eBPF?",
 			"the API has %d Services, and neither iptables nor IPVS nor nf_tables has anything of a kube-proxy", len(c.Snapshot.Services))
 	}
-	var left []string
 	for _, d := range c.picked {
 		for _, t := range d.Rules.Tables {
 			for _, ch := range t.Chains {
@@ -109,7 +113,7 @@ func (c *checker) proxies() {
 			}
 		}
 	}
-	if mode == proxy.IPTables && slices.Contains(c.Links, "kube-ipvs0") {
+	if (mode == proxy.IPTables || nft) && slices.Contains(c.Links, "kube-ipvs0") {
 		left = append(left, "the device kube-ipvs0")
 	}
 	if len(left) > 0 {

@@ -11,23 +11,43 @@ import (
 	"github.com/kptrace/kptrace/proxy/liverules"
 )
 
+// serves is what rules mean, of either mode.
+type serves interface {
+	Services() []*liverules.Service
+	Walk(pkt proxy.Packet) proxy.Outcome
+	PodRanges() []netip.Prefix
+}
+
 // services holds the rules against what the API says. It asks what rules mean and
-// not how they are written, so it holds for any kube-proxy in iptables mode.
+// not how they are written, so it holds for any kube-proxy in iptables or nftables mode.
 func (c *checker) services() {
-	if c.live == nil || c.Snapshot == nil || c.live.Mode() != proxy.IPTables {
+	if c.Snapshot == nil {
 		return
 	}
+	if c.live != nil && c.live.Mode() == proxy.IPTables {
+		families := make(map[bool]bool)
+		for _, d := range c.picked {
+			families[d.Family == xtables.IPv6] = true
+		}
+		c.against(c.live, families, nil)
+	}
+	if c.NFT != nil && c.NFT.Mode() == proxy.NFTables {
+		four, six := c.NFT.Families()
+		c.against(c.NFT, map[bool]bool{false: four, true: six}, c.wantedOfNFT)
+		c.strayClusterIPs()
+	}
+}
+
+// against compares the Services of the families of which rules were read; more says
+// what else there is to one.
+func (c *checker) against(p serves, families map[bool]bool, more func(*proxy.Service, *liverules.Service)) {
 	type key struct {
 		name proxy.PortName
 		six  bool
 	}
 	rules := make(map[key]*liverules.Service)
-	for _, s := range c.live.Services() {
+	for _, s := range p.Services() {
 		rules[key{s.Name, s.IP6}] = s
-	}
-	families := make(map[bool]bool)
-	for _, d := range c.picked {
-		families[d.Family == xtables.IPv6] = true
 	}
 	for i := range c.Snapshot.Services {
 		svc := &c.Snapshot.Services[i]
@@ -37,10 +57,13 @@ func (c *checker) services() {
 		if !families[k.six] {
 			continue // no rules of the family were read
 		}
-		c.service(svc, live)
+		c.service(p, svc, live)
+		if more != nil {
+			more(svc, live)
+		}
 	}
-	for _, s := range c.live.Services() {
-		if rules[key{s.Name, s.IP6}] == s && s.Name.Namespace != "" {
+	for _, s := range p.Services() {
+		if rules[key{s.Name, s.IP6}] == s && s.Name.Namespace != "" && len(s.Fronts) > 0 {
 			c.add("service-extra", s.Name.String(), "restart kube-proxy, or wait for its next full sync", "the API does not have it, and the rules still serve %s", s.Fronts[0].String())
 		}
 	}
@@ -79,7 +102,7 @@ func fronts(svc *proxy.Service, sel *proxy.Select) []front {
 	return out
 }
 
-func (c *checker) service(svc *proxy.Service, live *liverules.Service) {
+func (c *checker) service(p serves, svc *proxy.Service, live *liverules.Service) {
 	sel := svc.Select(c.Snapshot.Node, c.Overlay)
 	name := svc.Name.String()
 	const again = "restart kube-proxy, or wait for its next full sync"
@@ -101,6 +124,8 @@ func (c *checker) service(svc *proxy.Service, live *liverules.Service) {
 		switch {
 		case have == nil && len(want.want) > 0:
 			c.add("service-missing", name, again, "no rule for its %s %s, which has %d endpoints", want.via, at, len(want.want))
+		case have == nil && c.isNFT(p):
+			c.add("element-missing", name, again, "nothing refuses its %s %s, which has no endpoint: clients may wait in vain", want.via, at)
 		case have == nil:
 			// Without a rule a connection runs into a timeout instead of being
 			// refused; there is nothing to reach either way.
@@ -112,20 +137,28 @@ func (c *checker) service(svc *proxy.Service, live *liverules.Service) {
 		case !refused:
 			c.endpoints(svc, want, have, at)
 		}
-		if have != nil && have.Chain != "" && svc.ExternalLocal && want.via != proxy.ViaClusterIP && len(sel.Cluster) > 0 {
-			c.shortcut(svc, want, sel.Cluster, at)
+		if have != nil && (have.Chain != "" || c.isNFT(p)) && svc.ExternalLocal && want.via != proxy.ViaClusterIP && len(sel.Cluster) > 0 {
+			c.shortcut(p, svc, want, sel.Cluster, at)
 		}
 	}
 }
 
+// isNFT tells the rules of nftables mode.
+func (c *checker) isNFT(p serves) bool { return c.NFT != nil && p == serves(c.NFT) }
+
 // shortcut looks at what pods and the node get by an outside address whose policy
 // is Local: all endpoints, as if they had gone out and come back.
-func (c *checker) shortcut(svc *proxy.Service, want front, eps []proxy.Endpoint, at string) {
+func (c *checker) shortcut(p serves, svc *proxy.Service, want front, eps []proxy.Endpoint, at string) {
 	dst := want.addr
 	var clients []proxy.Packet
 	for _, a := range c.Addrs {
 		if a.Is6() != svc.Is6() || a.IsLoopback() || a.IsLinkLocalUnicast() {
 			continue
+		}
+		if !dst.IsValid() && c.isNFT(p) {
+			if in, _ := c.NFT.Has("nodeport-ips", a); !in {
+				continue // one that has no node ports
+			}
 		}
 		if !dst.IsValid() {
 			dst = a
@@ -133,17 +166,20 @@ func (c *checker) shortcut(svc *proxy.Service, want front, eps []proxy.Endpoint,
 		clients = append(clients, proxy.Packet{Src: netip.AddrPortFrom(a, 40000), FromNode: true})
 		break
 	}
-	for _, r := range c.live.PodRanges() {
+	for _, r := range p.PodRanges() {
 		if r.Addr().Is6() == svc.Is6() {
 			clients = append(clients, proxy.Packet{Src: netip.AddrPortFrom(r.Masked().Addr().Next(), 40000)})
 		}
 	}
-	if !dst.IsValid() || len(svc.SourceRanges) > 0 {
+	if !dst.IsValid() || len(svc.SourceRanges) > 0 && (want.via == proxy.ViaLoadBalancer || !c.isNFT(p)) {
 		return
 	}
 	for _, pkt := range clients {
 		pkt.Proto, pkt.Dst = svc.Name.Proto, netip.AddrPortFrom(dst, want.port)
-		o := c.live.Walk(pkt)
+		o := p.Walk(pkt)
+		if o.Reason == "dropped-by-rule" || o.Reason == "policy-drop" {
+			continue // that is another matter
+		}
 		same := len(o.Choices) == len(eps)
 		for i := range eps {
 			_, ok := o.Find(eps[i].Addr)
