@@ -3,17 +3,24 @@
 package e2e
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/kptrace/kptrace/internal/controlplane"
 	"github.com/kptrace/kptrace/internal/exec"
+	"github.com/kptrace/kptrace/internal/netns"
 	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/proxy/iptables"
@@ -82,13 +89,14 @@ func TestExplainUpstream(t *testing.T) {
 
 // TestExplainUpstreamNFTables reads what upstream kube-proxy writes in nftables mode
 // for the whole fixture: every Service is found with odds that add up to 1, and a walk
-// through the live rules ends where our own mode's does.
+// through the live rules ends where our own mode's does. Rules changed by hand are noticed
+// by a check.
 func TestExplainUpstreamNFTables(t *testing.T) {
 	t.Parallel()
 	c := start(t, controlplane.Config{ServiceRange: "10.96.0.0/16,fd00:96::/112", RBAC: true})
 	fixture().create(t, c.client)
 	ns := newNode(t, c)
-	startUpstream(t, c, ns, xtables.NFT, "--proxy-mode=nftables", "--cluster-cidr="+clusterCIDR)
+	upstream := startUpstream(t, c, ns, xtables.NFT, "--proxy-mode=nftables", "--cluster-cidr="+clusterCIDR)
 	var text string
 	last := ""
 	eventually(t, "rules that stay as they are", func() error {
@@ -103,6 +111,7 @@ func TestExplainUpstreamNFTables(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "upstream-nftables.rules"), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
+		writeState(t, c, filepath.Join(dir, "nftables-state"))
 	}
 	cfg := nftables.Config{Addrs: []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}}
 	for _, a := range localAddrs {
@@ -115,6 +124,137 @@ func TestExplainUpstreamNFTables(t *testing.T) {
 	sameWalks(t, snapshot(t, c), live, true)
 	if u := live.Unknown(); len(u) > 0 {
 		t.Errorf("%d rules could not be evaluated: %v", len(u), u)
+	}
+	end(t, upstream)
+	noticed(t, c, ns, text)
+}
+
+// noticed changes the live rules by hand, and wants kptrace check, which reads them and
+// asks the API server, to say each time what is wrong, and nothing before.
+func noticed(t *testing.T, c *cluster, ns *netns.NS, text string) {
+	t.Helper()
+	const table = "ip kube-proxy"
+	nft := func(script string) {
+		t.Helper()
+		if _, err := exec.Run(t.Context(), exec.Spec{Path: "nft", Args: []string{"-f", "-"}, Netns: ns.Fd(), Stdin: strings.NewReader(script)}); err != nil {
+			t.Fatalf("%v: %s", err, script)
+		}
+	}
+	binary, err := filepath.Abs("../../bin/kptrace")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := ""
+	findings := func() (code int, found []string) {
+		t.Helper()
+		res, err := exec.Run(t.Context(), exec.Spec{Path: binary, Netns: ns.Fd(), Args: []string{
+			"check", "-o", "json", "--kubeconfig=" + c.Kubeconfig(controlplane.KubeProxy), "--node=" + nodeName, "--ignore=bridge-nf-call", "--ignore=rp-filter", "--ignore=ip-forward",
+		}})
+		var doc struct{ Findings []check.Finding }
+		if e := json.Unmarshal(res.Stdout, &doc); e != nil {
+			t.Fatalf("%v: %v: %s", err, e, res.Stderr)
+		}
+		said = string(res.Stdout)
+		for _, f := range doc.Findings {
+			found = append(found, f.Code+" "+f.Object)
+		}
+		return res.ExitCode, found
+	}
+	if code, found := findings(); code != 0 || len(found) > 0 {
+		t.Fatalf("exit %d of a healthy node: %v\n%s", code, found, said)
+	}
+	one := service(t, c, "one").Spec.ClusterIP
+	// rule finds one by the end of its chain's name and what is in it.
+	rule := func(kind, chain, with string) nftables.Listed {
+		t.Helper()
+		res, err := exec.Run(t.Context(), exec.Spec{Path: "nft", Args: []string{"-a", "-s", "list", "table", "ip", "kube-proxy"}, Netns: ns.Fd()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range nftables.List(string(res.Stdout)) {
+			if strings.HasPrefix(l.Chain, kind) && strings.HasSuffix(l.Chain, chain) && strings.Contains(l.Text, with) {
+				return l
+			}
+		}
+		t.Fatalf("no rule with %q in a chain %q", with, chain)
+		return nftables.Listed{}
+	}
+	replace := func(l nftables.Listed, old, instead string) string {
+		return fmt.Sprintf("replace rule %s %s handle %d %s", table, l.Chain, l.Handle, strings.Replace(l.Text, old, instead, 1))
+	}
+	do := func(script string) func() string { return func() string { return script } }
+	const third = "shop/affinity/tcp/http__10.244.2.12/8080"
+	to, gone := rule("service-", "-shop/one/tcp/http", "dnat").Chain, rule("endpoint-", third, "dnat").Chain
+	for _, m := range []struct {
+		name   string
+		script func() string
+		want   string
+		broken bool
+	}{
+		{"an element of the Services is gone", do("delete element " + table + " service-ips { " + one + " . tcp . 80 }"), "service-missing shop/one:http", true},
+		{"the modulus of a map", func() string {
+			return replace(rule("service-", "-shop/clusterip/tcp/http", "mod 3 map"), "mod 3", "mod 4")
+		}, "odds-missing shop/clusterip:http", true},
+		{"the modulus of a vmap", func() string {
+			return replace(rule("service-", "-shop/affinity/tcp/http", "mod 3 vmap"), "mod 3", "mod 4")
+		}, "odds-missing shop/affinity:http", true},
+		{"an endpoint's chain is gone", func() string {
+			asks := rule("service-", "-shop/affinity/tcp/http", "saddr @affinity-"+strings.TrimPrefix(gone, "endpoint-"))
+			pick := replace(rule("service-", "-shop/affinity/tcp/http", "mod 3 vmap"), "mod 3", "mod 2")
+			return fmt.Sprintf("delete rule %s %s handle %d\n%s\ndelete chain %s %s", table, asks.Chain, asks.Handle, strings.Replace(pick, ", 2 : goto "+gone, "", 1), table, gone)
+		}, "endpoint-missing shop/affinity:http", false},
+		{"an endpoint's chain is empty", do("flush chain " + table + " " + gone), "odds-missing shop/affinity:http", true},
+		{"an element too many", do("add element " + table + " service-ips { 10.96.9.9 . tcp . 80 : goto " + to + " }"), "service-extra shop/one:http", true},
+		{"a cluster IP too many", do("add element " + table + " cluster-ips { 10.96.9.9 }"), "element-extra kube-proxy/cluster-ips", false},
+		{"somebody drops it", do("add table ip guard\nadd chain ip guard forward { type filter hook forward priority 0; }\nadd rule ip guard forward tcp dport 8080 drop"), "forward-dropped shop/one:http", true},
+		{"somebody keeps it from connection tracking", do("add table inet guard\nadd chain inet guard pre { type filter hook prerouting priority raw; }\nadd rule inet guard pre ip daddr " + one + " notrack"), "not-tracked shop/one:http", true},
+	} {
+		nft(m.script())
+		code, found := findings()
+		if !slices.Contains(found, m.want) || (code == 3) != m.broken {
+			t.Errorf("%s: exit %d, no %q in %v", m.name, code, m.want, found)
+		}
+		t.Logf("%s: %v", m.name, found)
+		nft("add table ip guard\ndelete table ip guard\nadd table inet guard\ndelete table inet guard\ndelete table ip kube-proxy\ndelete table ip6 kube-proxy\n" + text)
+	}
+	if code, found := findings(); code != 0 || len(found) > 0 {
+		t.Errorf("exit %d when all is undone: %v\n%s", code, found, said)
+	}
+}
+
+// writeState writes what the API server has into a folder, for tests that have none.
+func writeState(t *testing.T, c *cluster, dir string) {
+	t.Helper()
+	var b bytes.Buffer
+	add := func(kind, version string, o any, meta *metav1.ObjectMeta, types *metav1.TypeMeta) {
+		*meta = metav1.ObjectMeta{Namespace: meta.Namespace, Name: meta.Name, Labels: meta.Labels, Annotations: meta.Annotations}
+		*types = metav1.TypeMeta{Kind: kind, APIVersion: version}
+		text, err := json.Marshal(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "---\n%s\n", text)
+	}
+	nodes, err1 := c.client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	services, err2 := c.client.CoreV1().Services(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{})
+	endpoints, err3 := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{})
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	for i := range nodes.Items {
+		x := &nodes.Items[i]
+		add("Node", "v1", x, &x.ObjectMeta, &x.TypeMeta)
+	}
+	for i := range services.Items {
+		x := &services.Items[i]
+		add("Service", "v1", x, &x.ObjectMeta, &x.TypeMeta)
+	}
+	for i := range endpoints.Items {
+		x := &endpoints.Items[i]
+		add("EndpointSlice", "discovery.k8s.io/v1", x, &x.ObjectMeta, &x.TypeMeta)
+	}
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "objects.yaml"), b.Bytes(), 0o644)); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -479,8 +479,8 @@ func (o *observer) mistakes(t *testing.T) []mistake {
 }
 
 // nftMistakes are those of nftables mode. What is not tracked is not among them: it
-// belongs to no connection, so that no path of it is given to one, and a check does not
-// look at rules of nftables.
+// belongs to no connection, so that no path of it is given to one; that a check notices it
+// is in TestExplainUpstreamNFTables.
 func (o *observer) nftMistakes(t *testing.T) []mistake {
 	t.Helper()
 	const table = "ip kube-proxy"
