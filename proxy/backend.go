@@ -57,6 +57,9 @@ type Drift struct {
 	// Certain says that rules of ours were changed; else somebody wrote in a
 	// way that has to be looked at.
 	Certain bool
+	// Written says, where it is not certain, that somebody did write to what we
+	// write to, and not only may have.
+	Written bool
 	// What says for people what was seen.
 	What string
 }

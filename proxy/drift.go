@@ -36,7 +36,7 @@ func (g *DriftGate) Pass(now time.Time, d Drift, full time.Duration) bool {
 	if g.last.IsZero() || since > driftCalm {
 		g.hold = 0
 	}
-	if since < g.hold || !d.Certain && since < doubtShare*full {
+	if since < g.hold || !d.Certain && !d.Written && since < doubtShare*full {
 		g.stats.Held++
 		return false
 	}

@@ -30,4 +30,7 @@ func TestDriftGate(t *testing.T) {
 	if !g.Pass(now, doubt, 2*time.Second) || g.Pass(now.Add(100*time.Second), doubt, 2*time.Second) || !g.Pass(now.Add(201*time.Second), doubt, 2*time.Second) {
 		t.Error("doubt costs more than a hundredth")
 	}
+	if written := (Drift{Written: true}); !g.Pass(now.Add(210*time.Second), written, 2*time.Second) || g.Stats().Doubts != 3 {
+		t.Error("what was written waits as doubt does, or is counted as certain")
+	}
 }

@@ -27,6 +27,9 @@ const (
 	Quiet Suspicion = iota
 	// Doubt: somebody may have; only comparing whole tables can tell.
 	Doubt
+	// Written: somebody wrote to a table of ours; what, only comparing whole
+	// tables can tell.
+	Written
 	// Certain: somebody changed rules of ours.
 	Certain
 )

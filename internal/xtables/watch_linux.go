@@ -11,9 +11,11 @@ import (
 // tables: nf_tables announces each change, and counts its commits, so that what
 // happened while we were writing ourselves is known as well. Of legacy tables
 // the kernel tells the number of entries and the size, which is looked at each
-// time; and the whole table, which is looked at within 3 s where somebody used
-// the lock of iptables, else as often as that takes no more than a hundredth of
-// the time.
+// time. A change of neither is found in one of two ways. Where a table is large
+// and root may read /proc/vmallocinfo, the kernel's list of memory areas says
+// where the table is, and one that was written is elsewhere. Of others the content
+// is looked at, within 3 s where somebody used the lock of iptables, else as often
+// as that takes no more than a hundredth of the time.
 //
 // The owner calls Pause before it reads or writes the tables and Settle after,
 // and Look in between as often as it likes; one call at a time.
@@ -97,7 +99,8 @@ const (
 	contentEvery = time.Second
 	contentSoon  = 3 * time.Second
 	// smallTables is the size in bytes up to which reading tables takes
-	// milliseconds.
+	// milliseconds. Larger ones are more than the kernel gives out in one piece
+	// (order 10), and so are in its list of areas.
 	smallTables = 4 << 20
 )
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"os"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -31,21 +33,32 @@ type entryLayout struct{ next, counters, size int }
 
 var layouts = [...]entryLayout{IPv4: {90, 96, 112}, IPv6: {142, 152, 168}}
 
-// legacyWatch asks how large the tables are and now and then what is in them.
+// legacyWatch asks how large the tables are, where large ones are, and now and then
+// what is in the others.
 type legacyWatch struct {
 	cfg   *WatchConfig
 	fd    int
 	level int
 	seed  maphash.Seed
-	// info and content are what the tables were like when we settled; content
-	// is 0 until it was looked at.
+	// info and content are what the tables were like when we settled; looked
+	// says that content was looked at since. Tables that areas knows about have
+	// none.
 	info    map[string][2]uint32
 	content map[string]uint64
+	looked  bool
 	// due is when to look at the content next, soon when to do it if somebody
 	// used the lock, in whose file lock reads what happened.
 	due, soon time.Time
 	lock      int // -1 while there is none
-	touched   bool
+	file      *os.File
+	done      chan struct{} // closed when nobody waits for the lock any more
+
+	mu      sync.Mutex // protects what follows
+	areas   areas
+	touched bool
+	// settled is set while nobody of us writes, moved if a table did not stay
+	// where it was meanwhile.
+	settled, moved bool
 }
 
 func openLegacyWatch(cfg *WatchConfig) (*legacyWatch, error) {
@@ -57,12 +70,14 @@ func openLegacyWatch(cfg *WatchConfig) (*legacyWatch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening a raw socket: %w", err)
 	}
-	return &legacyWatch{cfg: cfg, fd: fd, level: level, seed: maphash.MakeSeed(), lock: -1}, nil
+	seed := maphash.MakeSeed()
+	return &legacyWatch{cfg: cfg, fd: fd, level: level, seed: seed, lock: -1, areas: areas{file: areasFile, seed: seed}}, nil
 }
 
 func (w *legacyWatch) close() error {
 	if w.lock >= 0 {
-		_ = unix.Close(w.lock)
+		_ = w.file.Close()
+		<-w.done
 	}
 	return unix.Close(w.fd)
 }
@@ -71,26 +86,43 @@ func (w *legacyWatch) close() error {
 // be taken for ours afterwards.
 func (w *legacyWatch) pause(s *Sight) error {
 	err := w.look(s)
-	if w.touched && err == nil && s.Suspicion == Quiet {
+	if w.used() && err == nil && s.Suspicion == Quiet {
 		err = w.compare(s)
 	}
+	w.mu.Lock()
+	w.settled = false
+	w.mu.Unlock()
 	return err
 }
 
 // settle looks at the content of small tables at once, at that of large ones
-// when we look next.
+// when we look next, unless it can tell where they are.
 func (w *legacyWatch) settle(s *Sight, _ int) error {
-	w.info, w.content, w.due = make(map[string][2]uint32), make(map[string]uint64), time.Time{}
+	w.info, w.content, w.looked, w.due = make(map[string][2]uint32), make(map[string]uint64), false, time.Time{}
 	size := uint32(0)
+	var large []uint32
 	for _, table := range w.cfg.Tables {
 		var err error
 		if w.info[table], err = w.getInfo(table); err != nil {
 			return err
 		}
-		size += w.info[table][1]
+		n := w.info[table][1]
+		size += n
+		if n > smallTables {
+			large = append(large, n)
+		}
 	}
 	w.listen()
+	w.mu.Lock()
 	w.locked() // by us
+	w.areas.note(large)
+	w.touched, w.moved, w.settled = false, false, true
+	if w.areas.known {
+		for _, n := range large {
+			size -= n
+		}
+	}
+	w.mu.Unlock()
 	if size > smallTables {
 		return nil
 	}
@@ -99,9 +131,40 @@ func (w *legacyWatch) settle(s *Sight, _ int) error {
 
 // aside overlooks that the lock is used meanwhile, not that it was before.
 func (w *legacyWatch) aside(f func()) {
-	w.touched = w.locked() || w.touched
+	w.mu.Lock()
+	w.heard()
+	was := w.settled
+	w.settled = false
+	w.mu.Unlock()
 	f()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.locked()
+	if w.settled = was; was && w.areas.known {
+		w.areas.note(w.areas.sizes)
+	}
+}
+
+// heard takes note of what happened to the lock, and if that was anything, of
+// where tables are. What happens while we write is ours. The caller holds mu.
+func (w *legacyWatch) heard() {
+	if !w.locked() || !w.settled {
+		return
+	}
+	w.touched = true
+	w.see()
+}
+
+// see looks whether tables are where they were. The caller holds mu.
+func (w *legacyWatch) see() {
+	w.moved = w.moved || w.settled && w.areas.moved()
+}
+
+// used reports whether somebody used the lock since content was looked at.
+func (w *legacyWatch) used() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.touched
 }
 
 func (w *legacyWatch) look(s *Sight) error {
@@ -114,23 +177,36 @@ func (w *legacyWatch) look(s *Sight) error {
 			s.note(Certain, fmt.Sprintf("table %s had %d entries of %d bytes, has %d of %d", table, was[0], was[1], now[0], now[1]))
 		}
 	}
-	w.touched = w.locked() || w.touched
-	if w.touched && len(w.content) == 0 && len(w.info) > 0 {
+	w.mu.Lock()
+	w.heard()
+	w.see()
+	touched, moved := w.touched, w.moved
+	w.mu.Unlock()
+	if moved {
+		s.note(Written, "a table as large as one of ours was written")
+	}
+	if touched && !w.looked && len(w.info) > 0 {
 		s.note(Doubt, "the lock of iptables was used before the tables were looked at")
 	}
 	now := time.Now()
-	if s.Suspicion != Quiet || now.Before(w.due) && (!w.touched || now.Before(w.soon)) {
+	if s.Suspicion != Quiet || now.Before(w.due) && (!touched || now.Before(w.soon)) {
 		return nil
 	}
 	return w.compare(s)
 }
 
-// compare looks at the content of the tables. The first time after settle it
-// is only remembered.
+// compare looks at the content of the tables, but for those of which it is known
+// where they are. The first time after settle it is only remembered.
 func (w *legacyWatch) compare(s *Sight) error {
 	start := time.Now()
+	w.mu.Lock()
 	w.touched = false
+	known := w.areas.known
+	w.mu.Unlock()
 	for table, info := range w.info {
+		if known && info[1] > smallTables {
+			continue
+		}
 		now, err := w.hash(table, info[1])
 		if err != nil {
 			return err
@@ -140,6 +216,7 @@ func (w *legacyWatch) compare(s *Sight) error {
 		}
 		w.content[table] = now
 	}
+	w.looked = true
 	took := time.Since(start)
 	w.due = start.Add(max(contentEvery, contentShare*took))
 	w.soon = start.Add(min(contentSoon, contentShare*took))
@@ -147,7 +224,8 @@ func (w *legacyWatch) compare(s *Sight) error {
 }
 
 // listen opens the lock's file, which every iptables-legacy of this mount
-// namespace opens and closes.
+// namespace opens and closes, and looks where tables are whenever one did: two
+// that follow each other may leave a table where it was.
 // Without it the content is looked at no earlier than it is due.
 func (w *legacyWatch) listen() {
 	if w.lock >= 0 {
@@ -157,14 +235,30 @@ func (w *legacyWatch) listen() {
 	if err != nil {
 		return
 	}
+	file := os.NewFile(uintptr(fd), "inotify")
 	if _, err := unix.InotifyAddWatch(fd, w.cfg.lockFile(), unix.IN_CLOSE); err != nil {
-		_ = unix.Close(fd)
+		_ = file.Close()
 		return
 	}
-	w.lock = fd
+	raw, err := file.SyscallConn()
+	if err != nil {
+		_ = file.Close()
+		return
+	}
+	w.lock, w.file, w.done = fd, file, make(chan struct{})
+	go func() {
+		defer close(w.done)
+		_ = raw.Read(func(uintptr) bool { // until the file is closed
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.heard()
+			return false
+		})
+	}()
 }
 
-// locked reports whether somebody used the lock since the last time.
+// locked reports whether somebody used the lock since the last time. The caller
+// holds mu.
 func (w *legacyWatch) locked() (used bool) {
 	if w.lock < 0 {
 		return false

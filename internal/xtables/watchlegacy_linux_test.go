@@ -36,13 +36,13 @@ func TestLegacyAside(t *testing.T) {
 	}
 	defer w.Close()
 	w.Settle(0)
-	clear(w.side.(*legacyWatch).content) // as if the table were large
+	w.side.(*legacyWatch).looked = false // as if the table were large
 	w.Aside(writeLock)
 	if got := w.Look(); got.Suspicion != Quiet {
 		t.Errorf("after a use of our own: %+v", got)
 	}
 	w.Settle(0)
-	clear(w.side.(*legacyWatch).content)
+	w.side.(*legacyWatch).looked = false
 	writeLock()
 	w.Aside(writeLock)
 	if got := w.Look(); got.Suspicion != Doubt {

@@ -45,7 +45,7 @@ func (b *Backend) Watch(ctx context.Context, changed func(proxy.Drift)) error {
 		if sight.Suspicion == xtables.Quiet {
 			continue
 		}
-		d := proxy.Drift{Certain: sight.Suspicion == xtables.Certain, What: sight.What}
+		d := proxy.Drift{Certain: sight.Suspicion == xtables.Certain, Written: sight.Suspicion == xtables.Written, What: sight.What}
 		if b.drift.Pass(time.Now(), d, took) {
 			changed(d)
 		}

@@ -60,7 +60,7 @@ func (b *Backend) look() (worst proxy.Drift, full time.Duration) {
 		sight := k.watch.Look()
 		certain := sight.Suspicion == xtables.Certain
 		if sight.Suspicion != xtables.Quiet && (worst.What == "" || certain && !worst.Certain) {
-			worst = proxy.Drift{Certain: certain, What: sight.What}
+			worst = proxy.Drift{Certain: certain, Written: sight.Suspicion == xtables.Written, What: sight.What}
 		}
 	}
 	return worst, full
