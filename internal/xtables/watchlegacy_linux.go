@@ -85,6 +85,9 @@ func (w *legacyWatch) close() error {
 // pause looks as thoroughly as it must, for what was not seen until now will
 // be taken for ours afterwards.
 func (w *legacyWatch) pause(s *Sight) error {
+	w.mu.Lock()
+	w.areas.next = time.Time{} // now, whatever it costs
+	w.mu.Unlock()
 	err := w.look(s)
 	if w.used() && err == nil && s.Suspicion == Quiet {
 		err = w.compare(s)
@@ -102,11 +105,14 @@ func (w *legacyWatch) settle(s *Sight, _ int) error {
 	size := uint32(0)
 	var large []uint32
 	for _, table := range w.cfg.Tables {
-		var err error
-		if w.info[table], err = w.getInfo(table); err != nil {
+		info, err := w.getInfo(table)
+		if errors.Is(err, unix.ENOENT) {
+			continue // the kernel makes a table that is asked for, but not this one
+		} else if err != nil {
 			return err
 		}
-		n := w.info[table][1]
+		w.info[table] = info
+		n := info[1]
 		size += n
 		if n > smallTables {
 			large = append(large, n)
@@ -133,6 +139,7 @@ func (w *legacyWatch) settle(s *Sight, _ int) error {
 func (w *legacyWatch) aside(f func()) {
 	w.mu.Lock()
 	w.heard()
+	w.see()
 	was := w.settled
 	w.settled = false
 	w.mu.Unlock()

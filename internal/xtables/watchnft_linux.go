@@ -45,7 +45,11 @@ func openNFTWatch(cfg *WatchConfig) (*nftWatch, error) {
 		events.Close()
 		return nil, err
 	}
-	return &nftWatch{cfg: cfg, events: events, ask: ask}, nil
+	w := &nftWatch{cfg: cfg, events: events, ask: ask}
+	if _, err := w.generation(); err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	return w, nil
 }
 
 func (w *nftWatch) close() error { return errors.Join(w.events.Close(), w.ask.Close()) }

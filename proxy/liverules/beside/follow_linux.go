@@ -15,7 +15,7 @@ const readShare = 10
 
 // Follow reads the rules again whenever somebody changed them, and calls changed
 // when they mean something else, until ctx ends, which is no error. Tables of
-// nf_tables announce changes; legacy tables are compared by entries and size.
+// nf_tables announce changes; legacy tables are watched as xtables.Watch says.
 func (b *Backend) Follow(ctx context.Context, changed func()) error {
 	watches, err := b.watches()
 	defer func() {
@@ -74,21 +74,34 @@ func (b *Backend) Follow(ctx context.Context, changed func()) error {
 	}
 }
 
-// watches watch the tables that a kube-proxy keeps, and ours.
+// watches watch the tables that a kube-proxy keeps, and ours. That of one in nftables
+// mode is watched beside legacy tables too, where the kernel has nf_tables.
 func (b *Backend) watches() ([]*xtables.Watch, error) {
 	var all []*xtables.Watch
-	for _, fa := range b.seen.Load().families {
+	add := func(fl xtables.Flavour, fa xtables.Family, tables ...string) error {
 		w, err := xtables.OpenWatch(xtables.WatchConfig{
-			Flavour: b.flavour, Family: fa, Tables: []string{"mangle", "nat", "filter", "kube-proxy"},
+			Flavour: fl, Family: fa, Netns: b.cfg.Tools.Netns, LockFile: b.cfg.Tools.LockFile(), Tables: tables,
 			Ours:    func(string, string) bool { return true },
 			Targets: []string{""},
 		})
 		if err != nil {
-			return all, err
+			return err
 		}
 		w.Pause(true)
 		w.Settle(0)
 		all = append(all, w)
+		return nil
+	}
+	for _, fa := range b.seen.Load().families {
+		tables := []string{"mangle", "nat", "filter"}
+		if b.flavour == xtables.NFT {
+			tables = append(tables, "kube-proxy")
+		} else {
+			_ = add(xtables.NFT, fa, "kube-proxy") // without nf_tables nothing can come of it
+		}
+		if err := add(b.flavour, fa, tables...); err != nil {
+			return all, err
+		}
 	}
 	return all, nil
 }
