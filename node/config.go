@@ -66,8 +66,8 @@ type Config struct {
 	// requests that name a span; 0 if they do not.
 	RequestGroup uint16
 	// CheckEvery is how often the kernel is compared with what it should have,
-	// for the metrics; 0 is never. It reads all rules, so where a Program of ours
-	// has more than CheckMaxRules it is left to those who ask for it.
+	// for the metrics; 0 is never. Where a Program of ours has more rules than
+	// CheckMaxRules, those of some Services are looked at each time, in turn.
 	CheckEvery    time.Duration
 	CheckMaxRules int
 	// OTLP says where connections are exported to, nil nowhere.

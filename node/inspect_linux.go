@@ -32,7 +32,13 @@ import (
 // changes nothing and needs CAP_NET_ADMIN. Parts that cannot be read are left out
 // and named in notes; without any rules at all it is an error.
 func Inspect(ctx context.Context) (*check.State, []string, error) {
-	s, notes, err := look(ctx)
+	return inspectPart(ctx, nil)
+}
+
+// inspectPart is Inspect without the rules of iptables mode of Services that in
+// leaves out, nil none.
+func inspectPart(ctx context.Context, in func(service string) bool) (*check.State, []string, error) {
+	s, notes, err := look(ctx, in)
 	if err == nil && slices.ContainsFunc(s.NFTables, ofKubeProxy) {
 		p, more, err := nftProgram(ctx, s, false)
 		if err != nil {
@@ -47,23 +53,22 @@ func Inspect(ctx context.Context) (*check.State, []string, error) {
 func ofKubeProxy(table string) bool { return table == "ip kube-proxy" || table == "ip6 kube-proxy" }
 
 // look is Inspect without the rules of nftables mode.
-func look(ctx context.Context) (s *check.State, notes []string, err error) {
+func look(ctx context.Context, in func(service string) bool) (s *check.State, notes []string, err error) {
 	s = &check.State{Now: time.Now(), Sysctls: make(map[string]string)}
 	var tools xtables.Tools
 	var failed []error
 	for _, fl := range []xtables.Flavour{xtables.NFT, xtables.Legacy} {
 		for _, fa := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
-			text, err := tools.SaveText(ctx, fl, fa, "", false)
+			rs, err := readRules(ctx, &tools, fl, fa, in)
 			if ctx.Err() != nil {
 				return nil, nil, ctx.Err()
+			}
+			if bad := (*xtables.ParseError)(nil); errors.As(err, &bad) {
+				return nil, nil, fmt.Errorf("node: %w", err)
 			}
 			if err != nil {
 				failed = append(failed, err)
 				continue
-			}
-			rs, err := xtables.Parse(fa, text)
-			if err != nil {
-				return nil, nil, fmt.Errorf("node: %w", err)
 			}
 			s.Dumps = append(s.Dumps, xtables.Dump{Family: fa, Flavour: fl, Rules: rs})
 		}
@@ -90,6 +95,13 @@ func look(ctx context.Context) (s *check.State, notes []string, err error) {
 	s.VirtualServers, s.Balanced = virtualServers()
 	s.Planes = dataplane.Look()
 	return s, notes, nil
+}
+
+func readRules(ctx context.Context, tools *xtables.Tools, fl xtables.Flavour, fa xtables.Family, in func(string) bool) (*xtables.Ruleset, error) {
+	if in != nil {
+		return tools.SavePart(ctx, fl, fa, in)
+	}
+	return tools.Save(ctx, fl, fa, "", false)
 }
 
 // maxEntries bounds the connections a check looks at.

@@ -58,7 +58,7 @@ func (n *node) lookLately(ctx context.Context) {
 		case <-n.lately.wanted:
 		}
 		err := guard(func() error {
-			s, err := n.inspect(ctx)
+			s, err := n.inspect(ctx, nil)
 			if err != nil {
 				return err
 			}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"hash/fnv"
 	"io/fs"
 	"os"
 	"slices"
@@ -81,10 +82,17 @@ func (n *node) countFlows(ctx context.Context, g *errgroup.Group) {
 	})
 }
 
-// findings is what the last check found, by code and severity.
+// findings is what the last checks found, by code and severity.
 type findings struct {
 	mu   sync.Mutex
 	list []prom.Finding
+	// parts has what was found where the last time, by part.
+	parts []map[finding]bool
+}
+
+// finding is a finding without its words.
+type finding struct {
+	code, severity, object string
 }
 
 func (f *findings) get() []prom.Finding {
@@ -93,13 +101,29 @@ func (f *findings) get() []prom.Finding {
 	return f.list
 }
 
-func (f *findings) set(all []check.Finding) {
-	counts := map[prom.Finding]int{}
+// set takes what was found in one of some parts of the rules. What is no part's is
+// found in each, and counts once.
+func (f *findings) set(part, parts int, all []check.Finding) {
+	found := map[finding]bool{}
 	for _, x := range all {
-		counts[prom.Finding{Code: x.Code, Severity: string(x.Severity)}]++
+		found[finding{x.Code, string(x.Severity), x.Object}] = true
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if len(f.parts) != parts {
+		f.parts = make([]map[finding]bool, parts)
+	}
+	f.parts[part] = found
+	f.forget(found)
+	counts, seen := map[prom.Finding]int{}, map[finding]bool{}
+	for _, p := range f.parts {
+		for x := range p {
+			if !seen[x] {
+				seen[x] = true
+				counts[prom.Finding{Code: x.code, Severity: x.severity}]++
+			}
+		}
+	}
 	before := f.list
 	f.list = nil
 	for key, n := range counts {
@@ -115,34 +139,49 @@ func (f *findings) set(all []check.Finding) {
 	}
 }
 
+// forget takes out what was found in several parts, so is no part's, and not in the
+// newest one, so is over.
+func (f *findings) forget(newest map[finding]bool) {
+	in := map[finding]int{}
+	for _, p := range f.parts {
+		for x := range p {
+			in[x]++
+		}
+	}
+	for x, n := range in {
+		if n > 1 && !newest[x] {
+			for _, p := range f.parts {
+				delete(p, x)
+			}
+		}
+	}
+}
+
 // checkOften holds the kernel against what it should have, for the metrics,
-// until ctx ends.
+// until ctx ends: where there are many rules those of some Services at a time.
 func (n *node) checkOften(ctx context.Context) {
 	if n.cfg.CheckEvery <= 0 || n.cfg.HTTP.Metrics == "" {
 		return
 	}
 	wait := min(n.cfg.CheckEvery, 30*time.Second) // the first look comes soon
-	said := false
-	for {
+	for part := 0; ; part++ {
 		pause(ctx, wait)
 		if ctx.Err() != nil {
 			return
 		}
 		wait = n.cfg.CheckEvery
-		if rules := n.rules(); n.cfg.CheckMaxRules > 0 && rules > n.cfg.CheckMaxRules {
-			if !said {
-				n.cfg.Logger.Info("the kernel is not checked for the metrics, which would take much memory: ask kptrace check, or raise --metrics-check-max-rules",
-					"rules", rules, "max", n.cfg.CheckMaxRules)
-			}
-			said = true
-			n.findings.set(nil)
-			continue
+		parts := 1
+		var in func(service string) bool
+		if most := n.cfg.CheckMaxRules; most > 0 {
+			parts = max(1, (n.rules()+most-1)/most)
 		}
-		said = false
+		if part %= parts; parts > 1 {
+			in = func(service string) bool { return partOfService(service, parts) == part }
+		}
 		err := guard(func() error {
-			s, err := n.inspect(ctx)
+			s, err := n.inspect(ctx, in)
 			if err == nil {
-				n.findings.set(check.Run(s, check.Options{}))
+				n.findings.set(part, parts, check.Run(s, check.Options{}))
 			}
 			return err
 		})()
@@ -150,6 +189,13 @@ func (n *node) checkOften(ctx context.Context) {
 			n.cfg.Logger.Warn("the kernel was not checked", "err", err)
 		}
 	}
+}
+
+// partOfService says in which of some parts a Service is checked.
+func partOfService(service string, parts int) int {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(service)) // never fails
+	return int(h.Sum32() % uint32(parts))
 }
 
 // rules is how many rules the Program in force has, 0 where that is not known.

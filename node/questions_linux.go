@@ -37,7 +37,7 @@ func (n *node) check(ctx context.Context, req relay.CheckRequest) (relay.CheckRe
 		}
 		out.Fixed = done
 	}
-	s, err := n.inspect(ctx)
+	s, err := n.inspect(ctx, nil)
 	if err != nil {
 		return out, err
 	}
@@ -48,9 +48,10 @@ func (n *node) check(ctx context.Context, req relay.CheckRequest) (relay.CheckRe
 	return out, nil
 }
 
-// inspect is Inspect with what this node knows of itself.
-func (n *node) inspect(ctx context.Context) (*check.State, error) {
-	s, notes, err := Inspect(ctx)
+// inspect is Inspect with what this node knows of itself, all of it or of some
+// Services.
+func (n *node) inspect(ctx context.Context, in func(service string) bool) (*check.State, error) {
+	s, notes, err := inspectPart(ctx, in)
 	if err != nil {
 		return nil, err
 	}
@@ -60,6 +61,10 @@ func (n *node) inspect(ctx context.Context) (*check.State, error) {
 	s.Node, s.PID = n.cfg.Name, os.Getpid()
 	if v := n.view(); v != nil {
 		s.Snapshot, s.Overlay = v.Snapshot, v.Overlay
+		if in != nil {
+			s.Part = func(name proxy.PortName) bool { return in(name.String()) }
+			s.Snapshot = partOf(v.Snapshot, s.Part)
+		}
 		if n.follows() == nil {
 			s.Program, s.Frontends = v.Program, n.udpFrontends(v.Snapshot)
 		}
@@ -72,12 +77,24 @@ func (n *node) inspect(ctx context.Context) (*check.State, error) {
 	return s, nil
 }
 
+// partOf is a Snapshot of some Services.
+func partOf(all *proxy.Snapshot, in func(proxy.PortName) bool) *proxy.Snapshot {
+	part := *all
+	part.Services = nil
+	for i := range all.Services {
+		if in(all.Services[i].Name) {
+			part.Services = append(part.Services, all.Services[i])
+		}
+	}
+	return &part
+}
+
 // fix has the syncer compare everything and write what differs.
 func (n *node) fix(ctx context.Context) ([]string, error) {
 	if n.follows() != nil {
 		return nil, errors.New("the rules here are another proxy's: only its own can be repaired; restart that one")
 	}
-	before, err := n.inspect(ctx)
+	before, err := n.inspect(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +141,7 @@ func (n *node) explain(ctx context.Context, req relay.ExplainRequest) ([]explain
 		return a, nil
 	}
 	if (v.Mode == proxy.IPTables || v.Mode == proxy.NFTables) && !req.Desired {
-		s, _, err := look(ctx)
+		s, _, err := look(ctx, nil)
 		if err != nil {
 			return nil, err
 		}

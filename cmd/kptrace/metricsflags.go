@@ -44,7 +44,7 @@ func (f *metricsFlags) add(cmd *cobra.Command) {
 	fl.StringSliceVar(&f.clientAllow, "metrics-client-allow", nil, "only for clients that match, as shop/*,10.1.2.3")
 	fl.DurationVar(&f.staleAfter, "metrics-stale-after", 5*time.Minute, "drop an endpoint's series this long after it left its Service")
 	fl.DurationVar(&f.checkEvery, "metrics-check-every", 5*time.Minute, "compare the kernel with what it should have this often, as kptrace check does; 0 is never")
-	fl.IntVar(&f.checkRules, "metrics-check-max-rules", 50_000, "leave that to kptrace check where the node has more rules, for it takes about 1 KB of memory for each; 0 is never")
+	fl.IntVar(&f.checkRules, "metrics-check-max-rules", 10_000, "where the node has more rules, look at those of some Services each time, in turn, for a rule takes about 1 KB of memory; 0 is all at once")
 	_ = cmd.RegisterFlagCompletionFunc("metrics-histograms", cobra.FixedCompletions(scopes, cobra.ShellCompDirectiveNoFileComp))
 }
 

@@ -104,9 +104,10 @@ whose trace is exported) and protobuf (with native histograms) are spoken.
 - Clients are not told apart, unless ` + "`--metrics-clients=N`" + ` asks for it.
 - With ` + "`--trace=false`" + ` nobody sees connections: the metrics about them, and those of
   Services and their endpoints, are left out.
-- ` + "`kptrace_check_findings`" + ` is not kept up to date where there are more rules than
-  ` + "`--metrics-check-max-rules`" + ` (50,000): to read that many takes about 1 KB each.
-  ` + "`kptrace check`" + ` does it when asked.
+- ` + "`kptrace_check_findings`" + ` is brought up to date every ` + "`--metrics-check-every`" + ` (5 min). Where
+  there are more rules than ` + "`--metrics-check-max-rules`" + ` (10,000), of about 1 KB of memory
+  each, every look is at all that is no Service's and at a part of the Services, in turn:
+  with 160,000 rules each Service is looked at every 80 min. ` + "`kptrace check`" + ` looks at all.
 - Histograms are by Service port; ` + "`--metrics-histograms`" + ` divides them by endpoint, or
   leaves them out.
 - What events were lost cannot be counted: ` + "`kptrace_lost_events_total`" + ` and

@@ -171,8 +171,11 @@ var kubeNames = []string{
 	"KUBE-NODEPORT-CONTAINER", "KUBE-NODEPORT-HOST", "KUBE-NODEPORT-NON-LOCAL",
 }
 
+// servicePrefixes begin the names of chains that serve one Service port.
+var servicePrefixes = [...]string{"KUBE-SVC-", "KUBE-SEP-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-"}
+
 func isKubeProxy(chain string) bool {
-	for _, prefix := range [...]string{"KUBE-SVC-", "KUBE-SEP-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-"} {
+	for _, prefix := range servicePrefixes {
 		if strings.HasPrefix(chain, prefix) {
 			return true
 		}

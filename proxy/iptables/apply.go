@@ -87,7 +87,7 @@ func (b *Backend) changes(ctx context.Context, p *program, rep *proxy.Report) ([
 	}
 	left, _ := have.Chain("nat", chainReroute)
 	b.reroute.left = len(left) > 0 && len(b.reroute.moved) == 0
-	return newLive(have).diff(p), nil
+	return newLive(have).diff(p.fixed, p.units), nil
 }
 
 // commit writes changes. The error is partial where only some owners failed.

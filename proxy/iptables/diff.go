@@ -41,7 +41,11 @@ const (
 // what Apply repairs by and what a check reports. Chains and rules of others
 // do not matter, and counters neither. Of a Program of both families the one of
 // have is taken.
-func Diff(have *xtables.Ruleset, want proxy.Program) []Change {
+func Diff(have *xtables.Ruleset, want proxy.Program) []Change { return DiffPart(have, want, nil) }
+
+// DiffPart is Diff of the rules that serve some Services or all of them together; of
+// others have knows nothing. nil means every Service.
+func DiffPart(have *xtables.Ruleset, want proxy.Program, in func(proxy.PortName) bool) []Change {
 	if dual, ok := want.(*dualProgram); ok {
 		if want = dual.v4; have.Family == xtables.IPv6 {
 			want = dual.v6
@@ -51,8 +55,21 @@ func Diff(have *xtables.Ruleset, want proxy.Program) []Change {
 	if !ok || p.cfg.Family != have.Family {
 		return nil
 	}
+	units := p.units
+	if in != nil {
+		units = slices.DeleteFunc(slices.Clone(units), func(u *unit) bool { return !in(u.svc.Name) })
+	}
 	var out []Change
-	for _, c := range newLive(xtables.List(have)).diff(p) {
+	var others map[string]bool // chains of Services that are left out
+	for _, c := range newLive(xtables.List(have)).diff(p.fixed, units) {
+		if c.Kind == xtables.Extra && in != nil {
+			if others == nil {
+				others = namedBy(p.units, in)
+			}
+			if others[c.Chain] {
+				continue
+			}
+		}
 		if c.all != nil {
 			out = c.all.render(whole).diff(out, c.Service, &rendered{})
 			continue
@@ -60,6 +77,20 @@ func Diff(have *xtables.Ruleset, want proxy.Program) []Change {
 		out = append(out, c)
 	}
 	return out
+}
+
+// namedBy names the chains of Services that in leaves out.
+func namedBy(units []*unit, in func(proxy.PortName) bool) map[string]bool {
+	names := map[string]bool{}
+	for _, u := range units {
+		if in(u.svc.Name) {
+			continue
+		}
+		for _, c := range u.render(named).chains {
+			names[c.name] = true
+		}
+	}
+	return names
 }
 
 // having is what is there now, of one Service port or of all.

@@ -40,15 +40,15 @@ func (l *live) stands(table, chain, rule string) (at, times int) {
 	return p.at, p.times
 }
 
-func (l *live) diff(p *program) []Change {
-	out := l.fixed(p.fixed)
+func (l *live) diff(f *fixed, units []*unit) []Change {
+	out := l.fixed(f)
 	wanted := make(map[[2]string]bool) // chains
 	rules := make(map[[3]string]bool)  // rules in shared chains
-	bare := l.bare(p.fixed)
+	bare := l.bare(f)
 	if bare {
-		out = slices.Grow(out, len(p.units))
+		out = slices.Grow(out, len(units))
 	}
-	for _, u := range p.units {
+	for _, u := range units {
 		if bare {
 			out = append(out, Change{Service: u.svc.Name, Kind: xtables.Missing, all: u})
 			continue
@@ -64,8 +64,8 @@ func (l *live) diff(p *program) []Change {
 			}
 		}
 	}
-	for i := range p.fixed.shared {
-		c := &p.fixed.shared[i]
+	for i := range f.shared {
+		c := &f.shared[i]
 		if c.name == chainReroute {
 			wanted[[2]string{c.table, c.name}] = true
 			continue // what stands there has its own time
@@ -84,8 +84,8 @@ func (l *live) diff(p *program) []Change {
 			out = append(out, d)
 		}
 	}
-	for i := range p.fixed.own {
-		wanted[[2]string{p.fixed.own[i].table, p.fixed.own[i].name}] = true
+	for i := range f.own {
+		wanted[[2]string{f.own[i].table, f.own[i].name}] = true
 	}
 	return append(out, l.stale(wanted)...)
 }

@@ -69,6 +69,9 @@ type State struct {
 	// NFT is what the tables of a kube-proxy in nftables mode mean, nil if they were
 	// not read. It must not have another user meanwhile.
 	NFT *nftables.Program
+	// Part, if set, says of which Services Dumps and Snapshot are: what is of others
+	// was left out.
+	Part func(proxy.PortName) bool
 	// Snapshot is what the API says, and Overlay what is out for a time.
 	Snapshot *proxy.Snapshot
 	Overlay  proxy.Overlay
