@@ -18,7 +18,7 @@ import (
 
 const (
 	// pathPatience is how long a follower waits for tracing to be in place.
-	pathPatience = 10 * time.Second
+	pathPatience = 25 * time.Second
 	// pathAgain is the wait after tracing of paths failed, while somebody asks.
 	pathAgain = 5 * time.Second
 	// pathRefresh is how often the addresses in the kernel's sets are renewed.
@@ -93,6 +93,21 @@ func (p *pathTracer) ask(ctx context.Context, req *trace.Request) (release func(
 		err = fmt.Errorf("node: tracing of paths is not in place: %w", ctx.Err())
 	}
 	return release, err
+}
+
+// settle returns when the paths of packets that were read before a time are with
+// their flows, or when ctx ends. One that may be of no flow is not waited for long.
+func (p *pathTracer) settle(ctx context.Context, before time.Time) {
+	for ctx.Err() == nil {
+		s := p.live.Load()
+		if s == nil {
+			return
+		}
+		if d := s.joinedUntil.Load(); d > before.UnixNano() {
+			return
+		}
+		pause(ctx, pathTick)
+	}
 }
 
 func (p *pathTracer) change(f func()) {

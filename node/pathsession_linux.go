@@ -29,6 +29,8 @@ const (
 	pathTick = 25 * time.Millisecond
 	// pathQueue bounds the frames that wait to be joined, in bytes.
 	pathQueue = 128 << 20
+	// pathStray is how long a path without a flow is taken to wait for one.
+	pathStray = time.Second
 	// pathEnd is how long after the selection is emptied reports may still come.
 	pathEnd = 600 * time.Millisecond
 	// reloadLeast is the least time between two readings of all rules.
@@ -69,6 +71,10 @@ type pathSession struct {
 	packets atomic.Int64
 	stray   atomic.Uint64 // paths without a flow
 	joined  atomic.Pointer[path.Stats]
+
+	// joinedUntil is the time before which nothing is under way, in nanoseconds
+	// since 1970.
+	joinedUntil atomic.Int64
 }
 
 // session runs one; it ends when nobody asks any more, with ctx, or with the
@@ -251,6 +257,7 @@ func (s *pathSession) loop(ctx, reading context.Context) error {
 			s.drain()
 			s.joiner.Advance(now)
 			s.deliver(ctx, false)
+			s.joinedUntil.Store(s.underWay(now))
 			s.tellLosses()
 			if changed := s.newView(); (changed || s.rules.Stale()) && !loading && now.Sub(lastLoad) > reloadLeast {
 				loading, lastLoad = true, now
@@ -317,6 +324,21 @@ func (s *pathSession) deliver(ctx context.Context, last bool) {
 		return // the correlator is busy or starting again
 	}
 	s.ready = left
+}
+
+// underWay is when the oldest packet was read whose path is not with its flow, now
+// if there is none.
+func (s *pathSession) underWay(now time.Time) int64 {
+	oldest := now.UnixNano()
+	if begun := s.joiner.Oldest(); begun != 0 {
+		oldest = min(oldest, begun)
+	}
+	for i := range s.ready {
+		if at := s.ready[i].At; at > now.UnixNano()-int64(pathStray) {
+			oldest = min(oldest, at)
+		}
+	}
+	return oldest
 }
 
 // tellLosses passes on what was lost. Decisions do not depend on it, so the

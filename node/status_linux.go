@@ -27,7 +27,7 @@ func (n *node) relayConfig() relay.Config {
 		Direct:         n.tracer.straight, Findings: n.lately.said,
 		Unseen:  n.unseen,
 		Explain: n.explain, Check: n.check, Collect: n.collect,
-		Trace: n.paths.ask, Record: n.record,
+		Trace: n.paths.ask, Settle: n.paths.settle, Record: n.record,
 		Logger: n.cfg.Logger,
 	}
 }

@@ -188,9 +188,7 @@ func (r *report) ask(c *relay.Client, duration time.Duration, tracing trace.Path
 	r.addJSON("check.json", "what is wrong with the node (kptrace check -o json)", text.ToCheckJSON(s.Node, found.Findings), err)
 	if duration > 0 {
 		var rec bytes.Buffer
-		ctx, cancel := context.WithTimeout(r.ctx, duration)
-		err = recordNode(ctx, c, tracing, &rec, r.talk)
-		cancel()
+		err = recordNode(r.ctx, c, tracing, duration, &rec, r.talk)
 		r.add(bundle.Recording, "a recording (kptrace replay)", rec.Bytes(), err)
 	} else {
 		r.add(bundle.Recording, "", nil, errors.New("--for 0s records nothing"))

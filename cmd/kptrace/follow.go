@@ -122,7 +122,7 @@ Exit codes: 0, 1 for an error, 2 for wrong usage.`,
 	flags.DurationVar(&f.minDuration, "min-duration", 0, "only if it lasted at least this long, as 500ms")
 	flags.StringVar(&f.since, "since", "", "first what began at most this long ago (10m), or since a time (RFC 3339)")
 	flags.IntVar(&f.last, "last", 0, "first the last N connections")
-	flags.DurationVar(&f.duration, "for", 0, "end after this time (10s); 0s shows the history only")
+	flags.DurationVar(&f.duration, "for", 0, "end after this time (10s), counted from when all nodes follow, and trace paths if asked to; 0s shows the history only")
 	flags.BoolVar(&f.wait, "wait", false, "wait for the Service, and for a kptrace to ask, to appear")
 	flags.BoolVar(&f.existing, "existing", false, "list what is open now, by endpoint, with its age, and end")
 	flags.BoolVar(&f.direct, "direct", false, "show connections too that reach the Service's endpoints without the Service; the last line counts them anyway")
@@ -282,11 +282,12 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 
 // run connects, asks and shows until ctx ends or the time is over.
 func (f *followFlags) run(ctx context.Context, req trace.Request, out, talk io.Writer) error {
-	if f.duration > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, f.duration)
-		defer cancel()
+	patience := beginPatience
+	if f.wait {
+		patience = 0 // the waiting is part of the time
 	}
+	ctx, begin, stop := limit(ctx, f.duration, patience)
+	defer stop()
 	clients, err := connect(ctx, f.sockets, f.wait, talk)
 	if err != nil {
 		return err
@@ -312,7 +313,17 @@ func (f *followFlags) run(ctx context.Context, req trace.Request, out, talk io.W
 	default:
 		req.Interval = time.Second
 	}
-	return showAll(ctx, cfg, clients, f.wait, func(ctx context.Context, c *relay.Client, fn func(trace.Message) error) error {
+	begun := make(map[*relay.Client]func(), len(clients))
+	for _, c := range clients {
+		begun[c] = sync.OnceFunc(begin) // not where a node comes back
+	}
+	return showAll(ctx, cfg, clients, f.wait, func(ctx context.Context, c *relay.Client, show func(trace.Message) error) error {
+		fn := func(m trace.Message) error {
+			if m.Header != nil {
+				begun[c]()
+			}
+			return show(m)
+		}
 		switch {
 		case f.existing:
 			return c.Existing(ctx, req, fn)
@@ -321,6 +332,22 @@ func (f *followFlags) run(ctx context.Context, req trace.Request, out, talk io.W
 		}
 		return c.Follow(ctx, req, fn)
 	})
+}
+
+// beginPatience is how long nodes may take to begin with what they are asked for,
+// beyond the time that it is to last.
+const beginPatience = 30 * time.Second
+
+// limit ends a context so long after the last call of begin, which says that what
+// is to last so long has begun, and if that never is called after patience besides.
+// A duration of 0 is no limit.
+func limit(ctx context.Context, d, patience time.Duration) (limited context.Context, begin, stop func()) {
+	ctx, stop = context.WithCancel(ctx)
+	if d <= 0 {
+		return ctx, func() {}, stop
+	}
+	timer := time.AfterFunc(d+patience, stop)
+	return ctx, func() { timer.Reset(d) }, stop
 }
 
 type askFunc func(context.Context, *relay.Client, func(trace.Message) error) error

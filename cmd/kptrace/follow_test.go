@@ -28,6 +28,8 @@ type fakeNode struct {
 	ring    *trace.Ring
 	history *trace.History
 	live    []*trace.Flow
+	// trace is called when somebody asks for paths, which are traced when it returns.
+	trace func(context.Context)
 }
 
 func startNode(t *testing.T, name, service, socket string) *fakeNode {
@@ -50,6 +52,12 @@ func startNode(t *testing.T, name, service, socket string) *fakeNode {
 					return
 				}
 			}
+		},
+		Trace: func(ctx context.Context, _ *trace.Request) (func(), error) {
+			if n.trace != nil {
+				n.trace(ctx)
+			}
+			return func() {}, nil
 		},
 		Status: func() relay.Status {
 			return relay.Status{
@@ -158,6 +166,37 @@ func TestFollowNobodyRuns(t *testing.T) {
 		if code != exitError || out != "" || !strings.Contains(talk, "no kptrace runs here: start `kptrace proxy` or `kptrace lab up`") {
 			t.Errorf("%s: %d, %q, %q", name, code, out, talk)
 		}
+	}
+}
+
+// TestForBeginsWhenTracingRuns asks for paths of a node that takes longer to trace
+// them than the time that was asked for.
+func TestForBeginsWhenTracingRuns(t *testing.T) {
+	socket := lonely(t)
+	n := startNode(t, "node1", "shop/foo", socket)
+	const asked = 500 * time.Millisecond
+	cut := false
+	n.trace = func(ctx context.Context) {
+		select {
+		case <-ctx.Done():
+			cut = true
+		case <-time.After(3 * asked):
+		}
+		time.AfterFunc(asked/10, func() { n.publish(1, "shop/foo", trace.Closed) })
+	}
+	began := time.Now()
+	code, out, talk := call(t.Context(), newFollowCmd(), "svc/foo", "-n", "shop", "-o", "jsonl", "--packets", "1", "--for", asked.String())
+	if code != 0 || cut || !strings.Contains(out, `"closed"`) {
+		t.Errorf("exit %d, ended before paths were traced %v: %q, %q", code, cut, out, talk)
+	}
+	if d := time.Since(began); d < 4*asked {
+		t.Errorf("followed for %v, %v of it before paths were traced", d, 3*asked)
+	}
+	// With --wait it is the time of waiting, too.
+	t.Setenv("KPTRACE_SOCKET", socket+".nobody")
+	code, _, talk = call(t.Context(), newFollowCmd(), "svc/foo", "-n", "shop", "--wait", "--for", asked.String())
+	if code != exitError || !strings.Contains(talk, "no kptrace runs here") {
+		t.Errorf("waiting for a node: exit %d, %q", code, talk)
 	}
 }
 

@@ -89,15 +89,12 @@ func pathWorld(t *testing.T, flavour string) (w *world, p *child) {
 	return w, p
 }
 
-// follow starts a follower of paths; it returns when they are traced.
-func (w *world) followPaths(flavour string, flags ...string) *child {
+// followPaths starts a follower of paths; it returns when they are traced and all
+// followers read.
+func (w *world) followPaths(flags ...string) *child {
 	w.t.Helper()
 	f := w.start("kptrace", append([]string{"follow", "svc/foo", "-n", "shop", "-o", "jsonl", "--packets", "1"}, flags...)...)
-	eventually(w.t, 20*time.Second, "paths are traced", func() bool {
-		return strings.Contains(w.run("", "iptables-"+flavour+"-save"), "-j TRACE")
-	})
-	// What ended before the follower reads is not for it.
-	eventually(w.t, 20*time.Second, "the follower reads", func() bool {
+	eventually(w.t, 40*time.Second, "the follower reads", func() bool {
 		said := regexp.MustCompile(`(?s) (\d+) readers.* followers (\d+),`).FindStringSubmatch(w.must("status"))
 		return said != nil && said[1] == said[2]
 	})
@@ -130,7 +127,7 @@ func TestPathsLeaveNothing(t *testing.T) {
 				}
 			}
 
-			f := w.followPaths(flavour)
+			f := w.followPaths()
 			if w.left() == unmade {
 				t.Fatal("tracing changes nothing: this test would see nothing")
 			}
@@ -142,7 +139,7 @@ func TestPathsLeaveNothing(t *testing.T) {
 			traced("Ctrl-C", f.out.String())
 			same("Ctrl-C")
 
-			f = w.followPaths(flavour, "--for", "3s")
+			f = w.followPaths("--for", "6s")
 			w.dial(3)
 			if code := f.end(20 * time.Second); code != 0 {
 				t.Errorf("--for: exit %d: %s", code, f.err)
@@ -150,13 +147,12 @@ func TestPathsLeaveNothing(t *testing.T) {
 			traced("--for", f.out.String())
 			same("--for")
 
-			f = w.followPaths(flavour)
+			f = w.followPaths()
 			w.kill(f)
 			same("kill -9 of the follower")
 
 			// Two followers: the rules stay until the last one leaves.
-			f, g := w.followPaths(flavour), w.followPaths(flavour)
-			eventually(t, 10*time.Second, "both follow", func() bool { return strings.Contains(w.must("status"), "followers 2") })
+			f, g := w.followPaths(), w.followPaths()
 			w.kill(f)
 			time.Sleep(500 * time.Millisecond)
 			w.dial(2)
@@ -167,7 +163,7 @@ func TestPathsLeaveNothing(t *testing.T) {
 			same("the last of two followers")
 
 			// An overrun: the proxy stands still while reports come.
-			f = w.followPaths(flavour)
+			f = w.followPaths()
 			if err := p.Signal(syscall.SIGSTOP); err != nil {
 				t.Fatal(err)
 			}
@@ -189,7 +185,7 @@ func TestPathsLeaveNothing(t *testing.T) {
 			}
 
 			// SIGTERM of the proxy leaves its own rules alone.
-			f = w.followPaths(flavour)
+			f = w.followPaths()
 			if code := p.stop(syscall.SIGTERM); code != 0 {
 				t.Errorf("SIGTERM: exit %d: %s", code, p.err)
 			}
@@ -200,7 +196,7 @@ func TestPathsLeaveNothing(t *testing.T) {
 			// out, and the next start removes the rest.
 			p = w.proxy("--iptables-flavour", flavour)
 			w.synced(p)
-			f = w.followPaths(flavour)
+			f = w.followPaths()
 			w.kill(p)
 			f.end(20 * time.Second)
 			if w.left() == unmade {
@@ -214,7 +210,7 @@ func TestPathsLeaveNothing(t *testing.T) {
 			w.synced(p)
 			same("the start after kill -9")
 
-			f = w.followPaths(flavour)
+			f = w.followPaths()
 			w.kill(p)
 			f.end(20 * time.Second)
 			w.must("cleanup")
@@ -231,7 +227,7 @@ func TestPathsOfABurst(t *testing.T) {
 	for _, flavour := range []string{"nft", "legacy"} {
 		t.Run(flavour, func(t *testing.T) {
 			w, _ := pathWorld(t, flavour)
-			f := w.followPaths(flavour)
+			f := w.followPaths()
 			const n = 4000
 			w.dial(n)
 			eventually(t, time.Minute, "all connections are shown", func() bool { return strings.Count(f.out.String(), "\n") >= n })
@@ -295,7 +291,7 @@ func TestPathsInNFTTables(t *testing.T) {
 			" counter comment \"of "+name+"\"\n\t}\n}\n", "nft", "-f", "-")
 	}
 	table("guard", "{ 80, 8080 }")
-	f := w.followPaths("nft")
+	f := w.followPaths()
 	met := func(name, text string) func() bool {
 		return func() bool {
 			w.dial(1)
@@ -328,7 +324,7 @@ func TestPathsTellDrops(t *testing.T) {
 			w.serve(1, 2)
 			w.write(map[string]string{"foo.yaml": manifest("foo", 10, 8080, "", 1, 2)})
 			w.synced(w.proxy("--iptables-flavour", flavour))
-			f := w.followPaths(flavour, "--updates")
+			f := w.followPaths("--updates")
 			err := w.ns.Do(func() error {
 				if c, err := net.DialTimeout("tcp", "10.96.0.10:80", 2500*time.Millisecond); err == nil {
 					c.Close()

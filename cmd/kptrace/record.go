@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -55,7 +57,7 @@ packets from the IP header on: headers, and of UDP a few bytes of data.`,
 		},
 	}
 	cmd.Flags().StringVarP(&f.output, "output", "o", "", "file to write, or - for stdout")
-	cmd.Flags().DurationVar(&f.duration, "for", 0, "end after this time (10s)")
+	cmd.Flags().DurationVar(&f.duration, "for", 0, "end after this time (10s), counted from when the node records, and traces paths if asked to")
 	cmd.Flags().StringVar(&f.packets, "packets", "", "trace rule by rule this many packets of each direction, or all (needs --for)")
 	addSocketFlag(cmd, &f.sockets)
 	return cmd
@@ -80,13 +82,8 @@ func (f *recordFlags) run(ctx context.Context, out, talk io.Writer) (err error) 
 	if len(clients) != 1 {
 		return usageErr(fmt.Errorf("%d nodes run here: say which by --socket", len(clients)))
 	}
-	if f.duration > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, f.duration)
-		defer cancel()
-	}
 	if f.output == "-" {
-		return recordNode(ctx, clients[0], tracing, out, talk)
+		return recordNode(ctx, clients[0], tracing, f.duration, out, talk)
 	}
 	file, err := os.OpenFile(f.output, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -96,7 +93,7 @@ func (f *recordFlags) run(ctx context.Context, out, talk io.Writer) (err error) 
 		fmt.Fprintln(talk, "recording; end it by Ctrl-C")
 	}
 	counted := &counter{w: file}
-	err = errors.Join(recordNode(ctx, clients[0], tracing, counted, talk), file.Close())
+	err = errors.Join(recordNode(ctx, clients[0], tracing, f.duration, counted, talk), file.Close())
 	if errors.Is(err, relay.ErrGone) {
 		err = fmt.Errorf("%w; what was recorded until then is in %s", err, f.output)
 	}
@@ -106,33 +103,65 @@ func (f *recordFlags) run(ctx context.Context, out, talk io.Writer) (err error) 
 	return err
 }
 
-// recordNode records a node until ctx ends, and meanwhile is a follower of paths
-// if they are wanted, which has the node trace them.
-func recordNode(ctx context.Context, c *relay.Client, tracing trace.PathRequest, out, talk io.Writer) error {
-	if !tracing.Wanted() {
-		return c.Record(ctx, out)
+// recordNode records a node for a time, or until ctx ends, and meanwhile is a follower
+// of paths if they are wanted, which has the node trace them. The time begins when both
+// are at work. The paths of what was seen until its end are waited for.
+func recordNode(ctx context.Context, c *relay.Client, tracing trace.PathRequest, duration time.Duration, out, talk io.Writer) error {
+	ctx, begin, stop := limit(ctx, duration, beginPatience)
+	defer stop()
+	var missing atomic.Int32
+	begun := func() {
+		if missing.Add(-1) == 0 {
+			begin()
+		}
 	}
-	following, stop := context.WithCancel(ctx)
+	missing.Store(1)
+	recorded := &firstWrite{w: out, first: sync.OnceFunc(begun)}
+	if !tracing.Wanted() {
+		return c.Record(ctx, recorded)
+	}
+	missing.Store(2)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
+		traced := sync.OnceFunc(begun)
+		defer traced() // then it is recorded without
 		req := trace.Request{Path: tracing, Interval: time.Minute}
-		err := c.Follow(following, req, func(m trace.Message) error {
+		err := c.Follow(ctx, req, func(m trace.Message) error {
 			if m.Header != nil {
+				traced()
 				for _, n := range m.Header.Notes {
 					fmt.Fprintln(talk, "note:", n)
 				}
 			}
 			return nil
 		})
-		if err != nil && following.Err() == nil {
+		if err != nil && ctx.Err() == nil {
 			fmt.Fprintln(talk, "note: paths are not traced:", err)
 		}
 	}()
-	err := c.Record(ctx, out)
+	recording, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	go func() {
+		<-ctx.Done()
+		<-ended
+		end()
+	}()
+	err := c.Record(recording, recorded)
 	stop()
 	<-ended
 	return err
+}
+
+// firstWrite calls first before what is first written.
+type firstWrite struct {
+	w     io.Writer
+	first func()
+}
+
+func (f *firstWrite) Write(b []byte) (int, error) {
+	f.first()
+	return f.w.Write(b)
 }
 
 // counter counts what is written.

@@ -55,7 +55,7 @@ func TestPathsThroughUserspace(t *testing.T) {
 			w.serve(1, 2)
 			w.write(map[string]string{"foo.yaml": manifest("foo", 10, 8080, "", 1, 2, 3)})
 			w.synced(w.proxy("--mode", "userspace", "--iptables-flavour", flavour))
-			f := w.followPaths(flavour)
+			f := w.followPaths()
 			w.dial(conns)
 			eventually(t, 30*time.Second, "all connections are shown", func() bool {
 				return strings.Count(f.out.String(), "\n") >= conns

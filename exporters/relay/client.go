@@ -19,6 +19,9 @@ import (
 // context ended.
 const finishTime = 3 * time.Second
 
+// finishPaths is the same where paths were asked for, which are waited for.
+const finishPaths = pathsLate + pathsLatest + finishTime
+
 // Client asks one node.
 type Client struct {
 	path string
@@ -69,11 +72,15 @@ func (c *Client) Follow(ctx context.Context, req trace.Request, fn func(trace.Me
 	if err := stream.Send(requestToPB(&req)); err != nil && !errors.Is(err, io.EOF) {
 		return c.explain(err)
 	}
+	finish := finishTime
+	if req.Path.Wanted() {
+		finish = finishPaths
+	}
 	stop := context.AfterFunc(ctx, func() {
 		if err := stream.CloseSend(); err != nil {
 			cancel()
 		}
-		time.AfterFunc(finishTime, cancel)
+		time.AfterFunc(finish, cancel)
 	})
 	defer stop()
 	return c.receive(stream, fn)

@@ -19,8 +19,10 @@ const (
 	// overlap is how long a Flow taken from History may still come through
 	// the Ring.
 	overlap = 2 * time.Second
-	// pathsLate is how long after a packet its path may come.
-	pathsLate = 800 * time.Millisecond
+	// pathsLate is how long after a packet its path comes, and pathsLatest how much
+	// longer one is waited for that is known to be under way.
+	pathsLate   = 800 * time.Millisecond
+	pathsLatest = 4 * time.Second
 	// gather is how long a follower that allows it waits for more to send.
 	gather = 10 * time.Millisecond
 )
@@ -259,7 +261,11 @@ func (f *follower) sendLosses() error {
 // end sends what is left in the Ring, what was held back, and an End.
 func (f *follower) end(reader *trace.Reader) error {
 	if f.req.Path.Wanted() {
-		time.Sleep(pathsLate) // the last connections' are still being joined
+		since := time.Now() // the last connections' are still being joined
+		time.Sleep(pathsLate)
+		settling, cancel := context.WithTimeout(context.Background(), pathsLatest)
+		f.s.cfg.Settle(settling, since)
+		cancel()
 	}
 	// What is published from now on is not part of the answer, or a busy node
 	// would never end.

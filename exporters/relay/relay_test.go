@@ -30,6 +30,7 @@ type bench struct {
 	direct   atomic.Pointer[map[trace.Target]trace.Direct]
 	wantsAll atomic.Int64
 	watching atomic.Int64
+	settle   func()
 	socket   string
 	client   *Client
 	stop     func()
@@ -80,7 +81,12 @@ func start(t *testing.T) *bench {
 		Status: func() Status {
 			return Status{Version: "v0", Mode: proxy.IPTables, Sources: []trace.SourceStats{{Source: trace.NFLog, Events: 7, Note: "no listener"}}}
 		},
-		Watching:       func(d int) { b.watching.Add(int64(d)) },
+		Watching: func(d int) { b.watching.Add(int64(d)) },
+		Settle: func(context.Context, time.Time) {
+			if b.settle != nil {
+				b.settle()
+			}
+		},
 		WatchingDirect: func(d int) { b.wantsAll.Add(int64(d)) },
 		Direct:         func() map[trace.Target]trace.Direct { return *b.direct.Load() },
 		Findings: func(names []proxy.PortName) []string {
@@ -227,6 +233,16 @@ func TestFollowHoldsBackWhatHasNotEnded(t *testing.T) {
 		b.publish(flow(1, 2, "shop/foo", trace.Closed))
 	})
 	same(t, flowsOf(got), "1.2 closed", "2.2 open")
+}
+
+// TestFollowWaitsForPaths has a path be under way when the follower is to end.
+func TestFollowWaitsForPaths(t *testing.T) {
+	b := start(t)
+	b.settle = func() { b.publish(flow(1, 2, "shop/foo", trace.Closed)) }
+	req := request("svc/foo")
+	same(t, flowsOf(b.follow(t, req, func() { b.publish(flow(1, 1, "shop/foo", trace.Closed)) })), "1.1 closed")
+	req.Path.Packets = 1
+	same(t, flowsOf(b.follow(t, req, func() { b.publish(flow(2, 1, "shop/foo", trace.Closed)) })), "2.1 closed", "1.2 closed")
 }
 
 func TestFollowByOutcome(t *testing.T) {

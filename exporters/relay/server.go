@@ -53,6 +53,9 @@ type Config struct {
 	// it returns when they are, or with the reason why not. Nil means that
 	// paths cannot be traced.
 	Trace func(context.Context, *trace.Request) (release func(), err error)
+	// Settle returns when the paths of packets that were seen before a time are with
+	// their flows, or when ctx ends. Nil means that they are at once.
+	Settle func(ctx context.Context, before time.Time)
 	// Record writes a recording until ctx ends, which is no error. Nil means that
 	// nothing can be recorded.
 	Record func(ctx context.Context, to io.Writer) error
@@ -87,6 +90,9 @@ func NewServer(cfg Config) *Server {
 	}
 	if cfg.Findings == nil {
 		cfg.Findings = func([]proxy.PortName) []string { return nil }
+	}
+	if cfg.Settle == nil {
+		cfg.Settle = func(context.Context, time.Time) {}
 	}
 	if cfg.Watching == nil {
 		cfg.Watching = func(int) {}

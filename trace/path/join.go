@@ -322,6 +322,17 @@ func (j *Joiner) Advance(now time.Time) {
 	}
 }
 
+// Oldest is when the first report was read of the oldest packet that is under way, in
+// nanoseconds since 1970; 0 if there is none.
+func (j *Joiner) Oldest() int64 {
+	for _, p := range j.order {
+		if !p.over {
+			return p.begun
+		}
+	}
+	return 0
+}
+
 // Flush emits everything.
 func (j *Joiner) Flush(now time.Time) {
 	for _, p := range j.order {

@@ -437,3 +437,27 @@ func BenchmarkJoin(b *testing.B) {
 		}
 	}
 }
+
+func TestOldest(t *testing.T) {
+	now := time.Unix(100, 0)
+	j := New(Config{})
+	if j.Oldest() != 0 {
+		t.Errorf("nothing is under way, and the oldest is of %d", j.Oldest())
+	}
+	for i := range 3 {
+		src := netip.AddrPortFrom(netip.MustParseAddr("10.1.0.1"), uint16(1000+i))
+		p := trace.PacketHeader{Seq: uint32(i), Tuple: conntrack.NewTuple(conntrack.TCP, src, netip.MustParseAddrPort("10.1.0.2:80"))}
+		j.Sighting(&trace.Sighting{Packet: p}, now.Add(time.Duration(i)*time.Second).UnixNano())
+	}
+	if want := now.UnixNano(); j.Oldest() != want {
+		t.Errorf("oldest %d, want %d", j.Oldest(), want)
+	}
+	j.Advance(now.Add(999 * time.Millisecond))
+	if want := now.Add(time.Second).UnixNano(); j.Oldest() != want {
+		t.Errorf("the first is over: oldest %d, want %d", j.Oldest(), want)
+	}
+	j.Flush(now)
+	if j.Oldest() != 0 {
+		t.Errorf("all are over, and the oldest is of %d", j.Oldest())
+	}
+}
