@@ -37,6 +37,11 @@ type Incident struct {
 	// RulesOf says that it is done to the rules of the iptables mode.
 	RulesOf bool
 
+	// Userspace says that it happens to a proxy in userspace mode, which relays
+	// connections itself. Who tells of it is gone afterwards, so that it has to be
+	// followed while it happens.
+	Userspace bool
+
 	// OwnFiles says that its steps wait for what reads the lab's folder, so that it
 	// cannot happen where an API server is told of changes afterwards.
 	OwnFiles bool
@@ -46,6 +51,7 @@ type Incident struct {
 
 // step is what an incident does, in this order.
 type step struct {
+	end     bool        // the node's proxy ends; whoever watches it starts it again
 	stop    bool        // the kube-proxy beside which kptrace runs
 	faults  [][2]string // of pods: kind, pod
 	sysctls []setting   // of the node
@@ -199,6 +205,9 @@ func Incidents() []Incident {
 		{Name: "stopped", Service: "foo", Symptom: "since the rollout two requests in three to http://foo.shop are refused", Reason: trace.RulesBehind, Check: "endpoint-gone", Beside: true,
 			Answer: "kube-proxy hangs: its rules still lead to foo-2 and foo-3, which are no endpoints any more.",
 			do:     step{stop: true, faults: [][2]string{{FaultRefuse, "shop/foo-2"}, {FaultRefuse, "shop/foo-3"}}, edit: endpoints("foo", only("foo-1"))}},
+		{Name: "restart", Service: "foo", Symptom: "this morning some requests to http://foo.shop that take long ended in the middle, all at once", Reason: trace.ProxyStopped, Userspace: true, Once: true,
+			Answer: "The proxy was restarted. In userspace mode it relays connections itself, and those that lasted for longer than it waits (--userspace-drain) ended with it.",
+			do:     step{end: true}},
 	}
 }
 

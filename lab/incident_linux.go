@@ -20,6 +20,7 @@ import (
 	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/internal/exec"
 	"github.com/kptrace/kptrace/internal/xtables"
+	"github.com/kptrace/kptrace/proxy"
 )
 
 // incidentNode is the node that incidents happen on.
@@ -54,6 +55,11 @@ func (l *Lab) Happened() int {
 
 func (l *Lab) happen(ctx context.Context, s *step) error {
 	node := l.world.spaces[NodeSpace(incidentNode)]
+	if s.end {
+		if err := l.endProxy(); err != nil {
+			return err
+		}
+	}
 	if s.stop {
 		if err := l.followed(ctx); err != nil {
 			return err
@@ -212,6 +218,20 @@ func (l *Lab) signalBeside(sig syscall.Signal) error {
 		return errors.New("there is no kube-proxy beside kptrace: the lab needs --beside")
 	}
 	return p.Signal(sig)
+}
+
+// endProxy ends the node's proxy, which is to be one in userspace mode.
+func (l *Lab) endProxy() error {
+	if i := slices.Index(l.cfg.ProxyArgs, "--mode"); i < 0 || i+1 >= len(l.cfg.ProxyArgs) || l.cfg.ProxyArgs[i+1] != string(proxy.Userspace) {
+		return errors.New("only the userspace proxy ends connections with itself: the lab needs --mode userspace")
+	}
+	l.nodesMu.Lock()
+	defer l.nodesMu.Unlock()
+	p := l.nodes[incidentNode]
+	if p == nil {
+		return errors.New("no proxy runs on " + incidentNode)
+	}
+	return p.Signal(syscall.SIGTERM)
 }
 
 // nodeIPTables runs iptables of the flavour that the node's proxy uses.

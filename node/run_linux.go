@@ -161,17 +161,18 @@ func (n *node) sysctls() error {
 
 func (n *node) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	seeing := n.relay(ctx, g)
 	listening := make(chan struct{})
 	if n.tracer == nil {
 		close(listening)
 	} else {
 		var once sync.Once
 		g.Go(func() error {
-			n.tracer.run(ctx, func() { once.Do(func() { close(listening) }) })
+			n.tracer.run(seeing, func() { once.Do(func() { close(listening) }) })
 			return nil
 		})
 		g.Go(func() error {
-			n.answer(ctx)
+			n.answer(seeing)
 			return nil
 		})
 		if !n.cfg.ReadOnly {
@@ -219,9 +220,6 @@ func (n *node) run(ctx context.Context) error {
 			n.syncer.Set(s)
 		})
 	})
-	if r, ok := n.cfg.Backend.(proxy.Relay); ok {
-		g.Go(func() error { return r.Run(ctx) })
-	}
 	g.Go(func() error {
 		n.removeOthers(ctx)
 		return nil
@@ -230,7 +228,7 @@ func (n *node) run(ctx context.Context) error {
 		n.lookLately(ctx)
 		return nil
 	})
-	n.exportSpans(ctx, g)
+	n.exportSpans(seeing, g)
 	if n.cfg.ServerHealth {
 		g.Go(func() error {
 			n.checkServers(ctx)
@@ -249,6 +247,28 @@ func (n *node) run(ctx context.Context) error {
 	})
 	n.serve(ctx, g)
 	return g.Wait()
+}
+
+// lastWords is how long it takes until what a proxy says at its end has been told.
+const lastWords = 250 * time.Millisecond
+
+// relay runs a proxy that relays connections. The context that it returns is for those
+// who tell of them: it ends later, for what was relayed ends with the proxy.
+func (n *node) relay(ctx context.Context, g *errgroup.Group) context.Context {
+	r, ok := n.cfg.Backend.(proxy.Relay)
+	if !ok {
+		return ctx
+	}
+	seeing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error {
+		defer stop()
+		err := r.Run(ctx)
+		if n.tracer != nil && ctx.Err() != nil {
+			time.Sleep(lastWords)
+		}
+		return err
+	})
+	return seeing
 }
 
 // keep sees to it that what sysctls were is written down, until ctx ends.

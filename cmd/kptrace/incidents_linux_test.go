@@ -46,7 +46,7 @@ func causes(t *testing.T, setup string, flags []string) {
 	var after time.Duration // of the incident before
 	for n, in := range lab.Incidents() {
 		if only := os.Getenv("KPTRACE_INCIDENTS"); only != "" && !slices.Contains(strings.Split(only, ","), in.Name) ||
-			in.Beside && !slices.Contains(flags, "--beside") ||
+			in.Userspace || in.Beside && !slices.Contains(flags, "--beside") ||
 			in.Reason == trace.ConntrackFull && setup != "nft" && setup != "beside-legacy" { // a quarter of a million entries each
 			continue
 		}
@@ -124,4 +124,40 @@ func healed(t *testing.T, d *desk) lab.MatrixRow {
 		t.Errorf("healed, check says: %s", out)
 	}
 	return (&lab.Incident{}).Judge(list)
+}
+
+// TestCausesUserspace restarts a proxy that relays connections: each that ends with it
+// has that reason. Who tells of them is gone then, so that they are followed.
+func TestCausesUserspace(t *testing.T) {
+	t.Parallel()
+	m := lab.Matrix{Setup: "userspace"}
+	for n, in := range lab.Incidents() {
+		if !in.Userspace {
+			continue
+		}
+		d := newDesk(t)
+		up := d.start("kptrace", "lab", "incident", fmt.Sprint(n+1))
+		up.await(up.err, "starting it again", 60*time.Second)
+		// The lab has started its proxy again: once more, and now somebody looks.
+		follow := d.start("kptrace", "follow", "svc/"+in.Service, "-n", "shop", "--wait", "-o", "jsonl")
+		follow.await(follow.out, `"closed"`, 40*time.Second)
+		time.Sleep(4 * time.Second) // connections that last are under way
+		d.must("lab", "incident", fmt.Sprint(n+1), "--change")
+		follow.end(30 * time.Second)
+		time.Sleep(2 * time.Second) // or they are too young to be judged
+		list, err := lab.ReadExplained(follow.out.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		row := in.Judge(list)
+		if !row.Enough() {
+			t.Errorf("%s: %v; not right were\n%s\n%s", in.Name, row.Seen, strings.Join(row.Doubts(), "\n"), follow.err)
+		}
+		m.Rows = append(m.Rows, row)
+		_ = up.stop(2)
+	}
+	t.Log(m.String())
+	for _, wrong := range m.Wrong() {
+		t.Error(wrong)
+	}
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kptrace/kptrace/lab"
+	"github.com/kptrace/kptrace/proxy"
 )
 
 func newLabIncidentCmd() *cobra.Command {
@@ -80,15 +81,22 @@ It lasts until Ctrl-C or kptrace lab down. docs/incidents.md is a tutorial.`,
 			if err := f.check(); err != nil {
 				return err
 			}
-			if f.mode != "iptables" {
-				return usageErr(errors.New("incidents are made for the iptables mode"))
-			}
 			if n == 0 {
 				n = 1 + rand.N(len(lab.Incidents()))
 			}
+			in := lab.Incidents()[n-1]
+			switch {
+			case in.Userspace && !cmd.Flags().Changed("mode"):
+				f.mode = string(proxy.Userspace)
+			case in.Userspace != (f.mode == string(proxy.Userspace)), !in.Userspace && f.mode != string(proxy.IPTables):
+				return usageErr(errors.New("incidents are made for the iptables mode, and --list says which for the userspace mode"))
+			}
 			cfg := f.config()
+			if in.Userspace {
+				cfg.ProxyArgs = append(cfg.ProxyArgs, "--userspace-drain", "500ms")
+			}
 			cfg.Scenario = lab.IncidentScenario
-			cfg.Beside = beside || lab.Incidents()[n-1].Beside
+			cfg.Beside = beside || in.Beside
 			return f.inLab(cmd, func(ctx context.Context) error {
 				return runIncident(ctx, cmd, cfg, &f, n)
 			})
@@ -106,7 +114,11 @@ It lasts until Ctrl-C or kptrace lab down. docs/incidents.md is a tutorial.`,
 func listIncidents(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for i, in := range lab.Incidents() {
-		fmt.Fprintf(tw, "%d\t%s\n", i+1, in.Symptom)
+		mode := ""
+		if in.Userspace {
+			mode = " (--mode userspace)"
+		}
+		fmt.Fprintf(tw, "%d\t%s%s\n", i+1, in.Symptom, mode)
 	}
 	return tw.Flush()
 }
