@@ -87,7 +87,7 @@ func Reasons() []ReasonInfo {
 			"The proxy's DROP rule for source ranges reported the packet.",
 			"spec.loadBalancerSourceRanges of the Service; is the client's address replaced on the way, by a gateway?"},
 		{Localnet, "A packet from outside was addressed to 127.0.0.0/8, which nobody outside may use.",
-			"The rule against it is where the walk ends.", "The route by which it came."},
+			"The rule against it is where the walk of kptrace explain ends; a Service with endpoints is translated before. No connection shows it, for nothing reports from that chain, which is the kubelet's, too.", "The route by which it came."},
 		{DroppedByRule, "A rule of the node dropped or refused the packet on its way to the endpoint.",
 			"The endpoint was picked, the connection never left the node, and every way through the live rules ends at that rule.",
 			"The rule, and whose it is, stand beside the reason; kptrace explain prints the way there. NetworkPolicies: kubectl get networkpolicy."},

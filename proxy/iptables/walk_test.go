@@ -43,6 +43,30 @@ func configFor(s proxytest.Setup) Config {
 	return cfg
 }
 
+// TestWalkLocalnet walks packets that come from outside to 127.0.0.1. Those to a
+// Service with endpoints are translated, and so pass the rule against it; others are
+// dropped there before the Service's own rules see them.
+func TestWalkLocalnet(t *testing.T) {
+	s := proxytest.Setup{Snapshot: proxytest.Services(`
+		shop/web:http  tcp 10.96.0.10:80 nodeport=30080 a:8080
+		shop/none:http tcp 10.96.0.12:80 nodeport=30081
+		shop/there     tcp 10.96.2.11:80 policy=external nodeport=30071 c:8080
+	`), ClusterCIDR: proxytest.ClusterCIDR}
+	p := New(configFor(s)).Render(s.Snapshot, s.Overlay)
+	for port, want := range map[uint16]proxy.Outcome{
+		30080: {Verdict: proxy.Forward, Service: proxy.PortName{Namespace: "shop", Name: "web", Port: "http", Proto: conntrack.TCP}},
+		30081: {Verdict: proxy.Drop, Reason: "localnet"},
+		30071: {Verdict: proxy.Drop, Service: proxy.PortName{Namespace: "shop", Name: "there", Proto: conntrack.TCP}, Reason: "localnet"},
+		9:     {Verdict: proxy.Drop, Reason: "localnet"},
+	} {
+		pkt := proxy.Packet{Proto: conntrack.TCP, Src: netip.AddrPortFrom(proxytest.FromOutside.Addr(), 40000),
+			Dst: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), In: "eth0"}
+		if got := p.Walk(pkt); got.Verdict != want.Verdict || got.Service != want.Service || got.Reason != want.Reason {
+			t.Errorf("to port %d: %v %v %q, want %v %v %q", port, got.Verdict, got.Service, got.Reason, want.Verdict, want.Service, want.Reason)
+		}
+	}
+}
+
 // TestWalkPurposes wants a sentence for every rule on every way.
 func TestWalkPurposes(t *testing.T) {
 	for _, c := range proxytest.Cases() {

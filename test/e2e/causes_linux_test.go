@@ -53,7 +53,7 @@ func TestCausesBesideUpstream(t *testing.T) {
 	const calm = time.Second // what began before may belong to the last one
 	var after time.Duration  // of the incident before
 	for n, in := range lab.Incidents() {
-		if only := os.Getenv("KPTRACE_INCIDENTS"); in.Reason == "" || in.OwnFiles ||
+		if only := os.Getenv("KPTRACE_INCIDENTS"); in.Reason == "" || in.OwnFiles || in.Userspace ||
 			only != "" && !strings.Contains(","+only+",", ","+in.Name+",") {
 			continue
 		}
@@ -65,7 +65,7 @@ func TestCausesBesideUpstream(t *testing.T) {
 		}
 		began := time.Now()
 		together(t, sites, func(s *site) error {
-			if in.RulesOf && s.mode != "iptables" {
+			if !s.meets(&in) {
 				return nil
 			}
 			return s.lab.Incident(t.Context(), n+1)
@@ -76,7 +76,7 @@ func TestCausesBesideUpstream(t *testing.T) {
 		}
 		after = in.After
 		together(t, sites, func(s *site) error {
-			if in.RulesOf && s.mode != "iptables" {
+			if !s.meets(&in) {
 				return nil
 			}
 			for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(500 * time.Millisecond) {
@@ -119,6 +119,11 @@ type site struct {
 	lab     *lab.Lab
 	proxy   *exec.Process
 	matrix  lab.Matrix
+}
+
+// meets reports whether an incident happens at the site.
+func (s *site) meets(in *lab.Incident) bool {
+	return !in.RulesOf || s.mode == "iptables"
 }
 
 // together does something at all sites at once.
