@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -29,6 +30,9 @@ type Config struct {
 	// SignalProxy signals the kube-proxy of a lab with NoProxy, for incidents that
 	// happen to it; nil if it has none.
 	SignalProxy func(syscall.Signal) error
+	// Edited is called after an incident has changed the manifests, and returns when
+	// who has to know does; nil waits a second where something happens afterwards.
+	Edited func(context.Context) error
 	// ProxyArgs are more arguments for "kptrace proxy" on each node.
 	ProxyArgs []string
 	Options   Options

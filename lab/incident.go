@@ -42,10 +42,6 @@ type Incident struct {
 	// followed while it happens.
 	Userspace bool
 
-	// OwnFiles says that its steps wait for what reads the lab's folder, so that it
-	// cannot happen where an API server is told of changes afterwards.
-	OwnFiles bool
-
 	do step
 }
 
@@ -194,7 +190,7 @@ func Incidents() []Incident {
 		{Name: "crowd", RulesOf: true, Service: "sticky", Symptom: "since the shop has many customers, their carts at http://sticky.shop are empty now and then", Reason: trace.AffinityForgotten, Check: "affinity-full",
 			Answer: "Session affinity keeps 100 clients for each endpoint, and there are 390 that come again and again.",
 			do:     step{crowd: true}},
-		{Name: "kept", Service: "dns", Symptom: "since dns-1 was replaced, some clients of udp://dns.shop:53 that never pause hear nothing", Reason: trace.StaleEntry, Also: trace.RulesBehind, Beside: true, Once: true, OwnFiles: true, Late: 5 * time.Second,
+		{Name: "kept", Service: "dns", Symptom: "since dns-1 was replaced, some clients of udp://dns.shop:53 that never pause hear nothing", Reason: trace.StaleEntry, Also: trace.RulesBehind, Beside: true, Once: true, Late: 5 * time.Second,
 			Answer: "kube-proxy hangs, so that nobody deletes the entries that lead to dns-1, which has gone.",
 			do: step{stop: true, pause: time.Second, then: [][2]string{{FaultBlackhole, "shop/dns-1"}}, edit: endpoints("dns", func(line string) string {
 				return strings.ReplaceAll(strings.Replace(line, "10.244.1.41", "10.244.1.42", 1), "dns-1", "dns-2")

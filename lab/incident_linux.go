@@ -158,13 +158,11 @@ func (l *Lab) happen(ctx context.Context, s *step) error {
 	if changed == string(b) {
 		return errors.New("the manifests are not those of the scenario incident")
 	}
-	if err := replaceFile(path, changed); err != nil || len(s.then) == 0 {
+	if err := replaceFile(path, changed); err != nil {
 		return err
 	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(time.Second): // so that it has been read
+	if err := l.edited(ctx, len(s.then) > 0); err != nil {
+		return err
 	}
 	for _, f := range s.then {
 		if err := l.Fault(ctx, f[0], f[1], 0); err != nil {
@@ -172,6 +170,22 @@ func (l *Lab) happen(ctx context.Context, s *step) error {
 		}
 	}
 	return nil
+}
+
+// edited returns when the changed manifests are known, as far as that is awaited.
+func (l *Lab) edited(ctx context.Context, more bool) error {
+	switch {
+	case l.cfg.Edited != nil:
+		return l.cfg.Edited(ctx)
+	case !more:
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(time.Second): // so that it has been read
+		return nil
+	}
 }
 
 // nodeRun runs a program on the node.

@@ -38,10 +38,15 @@ func TestCausesBesideUpstream(t *testing.T) {
 		{mode: "iptables", flavour: xtables.Legacy},
 		{mode: "nftables", flavour: xtables.NFT},
 	}
+	told := meeting{all: len(sites), do: func() error {
+		err := sites[0].publish(t.Context(), c)
+		time.Sleep(time.Second) // so that it has been heard
+		return err
+	}}
 	for i, s := range sites {
-		s.open(t, c)
+		s.open(t, told.come)
 		if i == 0 {
-			s.publish(t, c)
+			publish(t, s, c)
 		}
 		s.run(t, c)
 	}
@@ -53,12 +58,12 @@ func TestCausesBesideUpstream(t *testing.T) {
 	const calm = time.Second // what began before may belong to the last one
 	var after time.Duration  // of the incident before
 	for n, in := range lab.Incidents() {
-		if only := os.Getenv("KPTRACE_INCIDENTS"); in.Reason == "" || in.OwnFiles || in.Userspace ||
+		if only := os.Getenv("KPTRACE_INCIDENTS"); in.Reason == "" || in.Userspace ||
 			only != "" && !strings.Contains(","+only+",", ","+in.Name+",") {
 			continue
 		}
 		together(t, sites, func(s *site) error { return s.lab.Heal(t.Context()) })
-		sites[0].publish(t, c)
+		publish(t, sites[0], c)
 		together(t, sites, (*site).followed)
 		if in.Once {
 			time.Sleep(after + calm)
@@ -70,7 +75,6 @@ func TestCausesBesideUpstream(t *testing.T) {
 			}
 			return s.lab.Incident(t.Context(), n+1)
 		})
-		sites[0].publish(t, c)
 		if !in.Once {
 			began = time.Now().Add(after + calm)
 		}
@@ -92,7 +96,7 @@ func TestCausesBesideUpstream(t *testing.T) {
 		})
 	}
 	together(t, sites, func(s *site) error { return s.lab.Heal(t.Context()) })
-	sites[0].publish(t, c)
+	publish(t, sites[0], c)
 	together(t, sites, (*site).followed)
 	since := time.Now().Add(6 * time.Second) // what hung before has ended
 	time.Sleep(time.Until(since.Add(5 * time.Second)))
@@ -121,6 +125,42 @@ type site struct {
 	matrix  lab.Matrix
 }
 
+// meeting is where all sites come to before something is done once, for all.
+type meeting struct {
+	all int
+	do  func() error
+
+	mu   sync.Mutex
+	here int
+	done chan struct{}
+	err  error
+}
+
+// come returns when all have come and it is done.
+func (m *meeting) come(ctx context.Context) error {
+	m.mu.Lock()
+	if m.here == 0 {
+		m.done = make(chan struct{})
+	}
+	m.here++
+	done := m.done
+	if m.here == m.all {
+		m.here, m.err = 0, m.do()
+		close(done)
+	}
+	m.mu.Unlock()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(time.Minute):
+		return errors.New("not all sites have come so far")
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
+}
+
 // meets reports whether an incident happens at the site.
 func (s *site) meets(in *lab.Incident) bool {
 	return !in.RulesOf || s.mode == "iptables"
@@ -144,8 +184,8 @@ func together(t *testing.T, sites []*site, f func(*site) error) {
 	}
 }
 
-// open makes the lab.
-func (s *site) open(t *testing.T, c *cluster) {
+// open makes the lab. Its incidents that change manifests call edited then.
+func (s *site) open(t *testing.T, edited func(context.Context) error) {
 	t.Helper()
 	binary, err := filepath.Abs("../../bin/kptrace")
 	if err != nil {
@@ -154,8 +194,8 @@ func (s *site) open(t *testing.T, c *cluster) {
 	s.matrix.Setup = "beside upstream, " + s.mode + ", " + s.flavour.String()
 	s.lab, err = lab.Start(t.Context(), lab.Config{
 		Scenario: lab.IncidentScenario, SocketDir: t.TempDir(), Self: []string{binary}, NoProxy: true,
-		ProxyArgs:   []string{"--iptables-flavour", s.flavour.String()},
-		SignalProxy: func(sig syscall.Signal) error { return s.proxy.Signal(sig) },
+		ProxyArgs: []string{"--iptables-flavour", s.flavour.String()},
+		Edited:    edited, SignalProxy: func(sig syscall.Signal) error { return s.proxy.Signal(sig) },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -254,59 +294,66 @@ func (s *site) followed() error {
 }
 
 // publish brings the lab's manifests to the API server.
-func (s *site) publish(t *testing.T, c *cluster) {
+func publish(t *testing.T, s *site, c *cluster) {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(s.lab.Dir(), "shop.yaml"))
-	if err != nil {
+	if err := s.publish(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
-	_, err = c.client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
+}
+
+func (s *site) publish(ctx context.Context, c *cluster) error {
+	b, err := os.ReadFile(filepath.Join(s.lab.Dir(), "shop.yaml"))
+	if err != nil {
+		return err
+	}
+	_, err = c.client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
-		t.Fatal(err)
+		return err
 	}
 	for _, text := range strings.Split(string(b), "\n---\n") {
 		o, _, err := scheme.Codecs.UniversalDeserializer().Decode([]byte(text), nil, nil)
 		if err != nil {
-			t.Fatalf("%v:\n%s", err, text)
+			return fmt.Errorf("%w:\n%s", err, text)
 		}
 		switch o := o.(type) {
 		case *corev1.Node:
-			err = publishNode(t, c, o)
+			err = publishNode(ctx, c, o)
 		case *corev1.Service:
-			err = publishService(t, c, o)
+			err = publishService(ctx, c, o)
 		case *discoveryv1.EndpointSlice:
 			slices := c.client.DiscoveryV1().EndpointSlices(namespace)
-			if _, err = slices.Create(t.Context(), o, metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
-				_, err = slices.Update(t.Context(), o, metav1.UpdateOptions{})
+			if _, err = slices.Create(ctx, o, metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
+				_, err = slices.Update(ctx, o, metav1.UpdateOptions{})
 			}
 		}
 		if err != nil {
-			t.Fatalf("%v:\n%s", err, text)
+			return fmt.Errorf("%w:\n%s", err, text)
 		}
 	}
+	return nil
 }
 
-func publishNode(t *testing.T, c *cluster, o *corev1.Node) error {
-	made, err := c.client.CoreV1().Nodes().Create(t.Context(), o, metav1.CreateOptions{})
+func publishNode(ctx context.Context, c *cluster, o *corev1.Node) error {
+	made, err := c.client.CoreV1().Nodes().Create(ctx, o, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
 		return nil
 	}
 	if err == nil {
 		made.Status = o.Status
-		_, err = c.client.CoreV1().Nodes().UpdateStatus(t.Context(), made, metav1.UpdateOptions{})
+		_, err = c.client.CoreV1().Nodes().UpdateStatus(ctx, made, metav1.UpdateOptions{})
 	}
 	return err
 }
 
-func publishService(t *testing.T, c *cluster, o *corev1.Service) error {
+func publishService(ctx context.Context, c *cluster, o *corev1.Service) error {
 	services := c.client.CoreV1().Services(namespace)
-	old, err := services.Get(t.Context(), o.Name, metav1.GetOptions{})
+	old, err := services.Get(ctx, o.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return createService(t.Context(), c.client, o)
+		return createService(ctx, c.client, o)
 	}
 	if err == nil {
 		o.ResourceVersion = old.ResourceVersion
-		_, err = services.Update(t.Context(), o, metav1.UpdateOptions{})
+		_, err = services.Update(ctx, o, metav1.UpdateOptions{})
 	}
 	return err
 }
