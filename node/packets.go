@@ -2,7 +2,6 @@ package node
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -92,32 +91,10 @@ func clientsOf(s *proxy.Snapshot, req *relay.ExplainRequest) ([]netip.Addr, erro
 		if addrs := s.PodAddrs(req.FromPod.Namespace, req.FromPod.Name); len(addrs) > 0 {
 			return addrs, nil
 		}
-		return nil, missingPod(s, req.FromPod)
+		return nil, relay.MissingPod(s, req.FromPod.Namespace, req.FromPod.Name)
 	case req.From.IsValid():
 		return []netip.Addr{req.From}, nil
 	}
 	// Somebody outside, whom no rule knows.
 	return []netip.Addr{netip.AddrFrom4([4]byte{198, 51, 100, 254}), netip.MustParseAddr("2001:db8:ffff::fe")}, nil
-}
-
-// missingPod says that there is no such pod, and which one may be meant.
-func missingPod(s *proxy.Snapshot, name relay.PodName) error {
-	var here, elsewhere []string
-	for _, p := range s.Pods {
-		switch {
-		case p.Namespace == name.Namespace:
-			here = append(here, p.Name)
-		case p.Name == name.Name:
-			elsewhere = append(elsewhere, p.Namespace)
-		}
-	}
-	slices.Sort(here)
-	slices.Sort(elsewhere)
-	hint := "give its address by --from"
-	if near := trace.Similar(name.Name, slices.Compact(here)); len(elsewhere) > 0 {
-		hint = fmt.Sprintf("it exists in namespace %s: add -n %s", elsewhere[0], elsewhere[0])
-	} else if len(near) > 0 {
-		hint = fmt.Sprintf("did you mean pod/%s?", near[0])
-	}
-	return relay.NotFound("no pod %s/%s is known here: %s", name.Namespace, name.Name, hint)
 }

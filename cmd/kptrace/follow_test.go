@@ -163,7 +163,7 @@ func TestFollowNobodyRuns(t *testing.T) {
 	lonely(t)
 	for name, verb := range map[string]*cobra.Command{"follow": newFollowCmd(), "status": newStatusCmd()} {
 		code, out, talk := call(t.Context(), verb)
-		if code != exitError || out != "" || !strings.Contains(talk, "no kptrace runs here: start `kptrace proxy` or `kptrace lab up`") {
+		if code != exitError || out != "" || !strings.Contains(talk, "no kptrace runs here: start `kptrace proxy`, `kptrace agent` or `kptrace lab up`") {
 			t.Errorf("%s: %d, %q, %q", name, code, out, talk)
 		}
 	}

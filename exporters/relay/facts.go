@@ -55,6 +55,9 @@ func (s *Server) header(req *trace.Request) (*trace.Header, error) {
 		if sel.Kind != trace.SelectService || strings.Contains(sel.Name, "*") || named(h.Services, sel) {
 			continue
 		}
+		if sel.Port == (trace.Port{}) && len(req.Filter.Ports) > 0 {
+			sel.Port = req.Filter.Ports[0]
+		}
 		err := toStatus(MissingService(v.Snapshot, sel))
 		if req.Wait && status.Code(err) == codes.NotFound {
 			h.Unknown = append(h.Unknown, sel.String())
@@ -73,7 +76,55 @@ func (s *Server) header(req *trace.Request) (*trace.Header, error) {
 			h.Notes = append(h.Notes, status.Convert(err).Message())
 		}
 	}
+	h.Notes = append(h.Notes, unknown(v.Snapshot, &req.Filter)...)
 	return h, nil
+}
+
+// unknown says which namespaces and pods of a filter nobody here has heard of. They
+// may still come, so it is no error.
+func unknown(snap *proxy.Snapshot, filter *trace.Filter) (notes []string) {
+	if ns := filter.Namespace; ns != "" && !slices.ContainsFunc(snap.Services, func(s proxy.Service) bool { return s.Name.Namespace == ns }) {
+		var all []string
+		for i := range snap.Services {
+			all = append(all, snap.Services[i].Name.Namespace)
+		}
+		slices.Sort(all)
+		note := fmt.Sprintf("namespace %s has no Services", ns)
+		if all = slices.Compact(all); len(all) > 0 {
+			note += ": there are some in " + shorten(all)
+		}
+		notes = append(notes, note)
+	}
+	for _, sel := range slices.Concat(filter.Resources, filter.From, filter.To) {
+		if sel.Kind != trace.SelectPod || sel.Namespace == "" || strings.Contains(sel.Name, "*") || len(snap.PodAddrs(sel.Namespace, sel.Name)) > 0 {
+			continue
+		}
+		notes = append(notes, MissingPod(snap, sel.Namespace, sel.Name).Error())
+	}
+	return notes
+}
+
+// MissingPod says that nobody here knows a pod, and which one may be meant: an
+// ErrNotFound.
+func MissingPod(snap *proxy.Snapshot, namespace, name string) error {
+	var here, elsewhere []string
+	for _, p := range snap.Pods {
+		switch {
+		case p.Namespace == namespace:
+			here = append(here, p.Name)
+		case p.Name == name:
+			elsewhere = append(elsewhere, p.Namespace)
+		}
+	}
+	slices.Sort(here)
+	slices.Sort(elsewhere)
+	hint := "its address would do"
+	if near := trace.Similar(name, slices.Compact(here)); len(elsewhere) > 0 {
+		hint = fmt.Sprintf("it exists in namespace %s: add -n %s", elsewhere[0], elsewhere[0])
+	} else if len(near) > 0 {
+		hint = fmt.Sprintf("did you mean pod/%s?", near[0])
+	}
+	return NotFound("no pod %s/%s is known here: %s", namespace, name, hint)
 }
 
 func clock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }

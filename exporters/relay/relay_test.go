@@ -301,6 +301,19 @@ func TestFollowErrors(t *testing.T) {
 	got := b.follow(t, req, func() { b.publish(flow(1, 1, "shop/fooo", trace.Closed)) })
 	same(t, got[0].Header.Unknown, "svc/fooo")
 	same(t, flowsOf(got), "1.1 closed")
+	req = request("svc/foo")
+	req.Filter.Ports = []trace.Port{{Number: 99}}
+	if err := b.client.Follow(t.Context(), req, func(trace.Message) error { return nil }); err == nil || !strings.Contains(err.Error(), "Service shop/foo has no port 99: it has http") {
+		t.Errorf("--port 99: %v", err)
+	}
+	// What nobody has heard of may still come: a note, and no error.
+	req = trace.Request{Filter: trace.Filter{Namespace: "shp", From: []trace.Selector{{Kind: trace.SelectPod, Namespace: "shop", Name: "nosuch"}}}}
+	notes := strings.Join(b.follow(t, req, func() {})[0].Header.Notes, "\n")
+	for _, want := range []string{"namespace shp has no Services: there are some in shop, web", "no pod shop/nosuch is known here"} {
+		if !strings.Contains(notes, want) {
+			t.Errorf("notes %q, want %q", notes, want)
+		}
+	}
 	b.view.Store(nil)
 	if err := b.client.Follow(t.Context(), request("svc/foo"), nil); !errors.Is(err, ErrNotReady) {
 		t.Errorf("before the first sync: %v", err)

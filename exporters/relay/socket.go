@@ -63,7 +63,7 @@ func Discover() ([]string, error) {
 }
 
 // ErrNotRunning is the error of a Dial where nobody listens.
-var ErrNotRunning = errors.New("no kptrace runs here: start `kptrace proxy` or `kptrace lab up`")
+var ErrNotRunning = errors.New("no kptrace runs here: start `kptrace proxy`, `kptrace agent` or `kptrace lab up`")
 
 // probe reports whether somebody listens at path.
 func probe(path string) error {
