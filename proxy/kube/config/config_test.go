@@ -44,9 +44,9 @@ func TestDecode(t *testing.T) {
 		"field twice":    {text: head + "mode: ipvs\nmode: iptables\n", warning: `"mode" already set`},
 		"wrong case":     {text: head + "bindaddress: ::1\n", warning: `unknown field "bindaddress"`},
 		"wrong type":     {text: head + "bindAddressHardFail: 3\n", err: "bindAddressHardFail"},
-		"unknown kind":   {text: "apiVersion: v1\nkind: ConfigMap\n", err: `no kind "ConfigMap" is registered`},
+		"unknown kind":   {text: "apiVersion: v1\nkind: ConfigMap\n", err: `it is a ConfigMap of v1, not a KubeProxyConfiguration of kubeproxy.config.k8s.io/v1alpha1`},
 		"other version":  {text: "apiVersion: kubeproxy.config.k8s.io/v1\nkind: KubeProxyConfiguration\n", err: "kubeproxy.config.k8s.io/v1"},
-		"no kind":        {text: "mode: ipvs\n", err: "Object 'Kind' is missing"},
+		"no kind":        {text: "mode: ipvs\n", err: "apiVersion or kind is missing: they are kubeproxy.config.k8s.io/v1alpha1 and KubeProxyConfiguration"},
 		"no yaml at all": {text: "{", err: "decoding"},
 	} {
 		c, warning, err := Decode([]byte(tt.text))

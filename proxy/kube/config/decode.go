@@ -37,12 +37,22 @@ func decode(data []byte, strictness serializer.CodecFactoryOptionsMutator) (*Con
 	}
 	codecs := serializer.NewCodecFactory(scheme, strictness)
 	obj, kind, err := codecs.UniversalDeserializer().Decode(data, nil, nil)
-	if err != nil {
+	wanted := v1alpha1.SchemeGroupVersion.WithKind("KubeProxyConfiguration")
+	switch {
+	case runtime.IsMissingKind(err), runtime.IsMissingVersion(err):
+		return nil, fmt.Errorf("apiVersion or kind is missing: they are %s and %s", wanted.GroupVersion(), wanted.Kind)
+	case runtime.IsNotRegisteredError(err):
+		var is metav1.TypeMeta
+		if yaml.Unmarshal(data, &is) != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("it is a %s of %s, not a %s of %s", is.Kind, is.APIVersion, wanted.Kind, wanted.GroupVersion())
+	case err != nil:
 		return nil, err
 	}
 	cfg, ok := obj.(*Config)
 	if !ok {
-		return nil, fmt.Errorf("it is a %s, not a KubeProxyConfiguration", kind)
+		return nil, fmt.Errorf("it is a %s, not a %s", kind, wanted.Kind)
 	}
 	return cfg, nil
 }

@@ -151,6 +151,10 @@ func parse(name string, raw []byte) ([]object, []proxy.Problem, error) {
 		}
 		kind := target(head.Kind, head.APIVersion)
 		if kind == nil {
+			if want := meant(head.Kind, head.APIVersion); want != "" {
+				problems = append(problems, proxy.Problem{File: name, Object: head.Kind + " " + head.Name, Field: "apiVersion",
+					Message: fmt.Sprintf("a %s of %q is not read: %s is", head.Kind, head.APIVersion, want)})
+			}
 			continue
 		}
 		title := head.Kind + " " + head.Name
@@ -198,6 +202,22 @@ func target(kind, apiVersion string) any {
 		return &corev1.Node{}
 	}
 	return nil
+}
+
+// meant is the apiVersion of a kind that is read, where another one of the same group
+// is given or none; else empty.
+func meant(kind, apiVersion string) string {
+	switch kind {
+	case "Service", "Pod", "Node":
+		if !strings.Contains(apiVersion, "/") {
+			return "v1"
+		}
+	case "EndpointSlice":
+		if group, _, _ := strings.Cut(apiVersion, "/"); group == "discovery.k8s.io" || !strings.Contains(apiVersion, "/") {
+			return "discovery.k8s.io/v1"
+		}
+	}
+	return ""
 }
 
 // tidy cuts the wrapping that the YAML and JSON libraries put before a fault.

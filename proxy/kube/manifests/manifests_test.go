@@ -92,6 +92,7 @@ func TestBad(t *testing.T) {
 		{"same address", svc("bad", "clusterIP: 10.96.0.10\n  ports: [{port: 80}]"), "Service shop/bad", "spec.clusterIP", "already belongs to shop/foo:http"},
 		{"affinity", svc("bad", "clusterIP: 10.96.0.11\n  sessionAffinity: Cookie\n  ports: [{port: 80}]"), "Service shop/bad", "spec.sessionAffinity", "Cookie"},
 		{"twice", svc("foo", "clusterIP: 10.96.0.11\n  ports: [{port: 80}]"), "Service shop/foo", "metadata.name", "defined twice"},
+		{"api version", "apiVersion: v1beta1\nkind: Service\nmetadata: {name: bad}\n", "Service bad", "apiVersion", `a Service of "v1beta1" is not read: v1 is`},
 		{"yaml", "kind: [", "", "", "document 1"},
 		{"endpoint without port", slice("bad", "foo", "ports: [{name: http}]\nendpoints: [{addresses: [10.244.1.9]}]"), "EndpointSlice shop/bad", "ports[0].port", "missing"},
 		{"endpoint without address", slice("bad", "foo", "ports: [{name: http, port: 80}]\nendpoints: [{addresses: []}]"), "EndpointSlice shop/bad", "endpoints[0].addresses", "empty"},
