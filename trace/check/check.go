@@ -209,6 +209,9 @@ type checker struct {
 }
 
 func (c *checker) add(code, object, fix, format string, args ...any) *Finding {
+	if c.Program != nil && strings.HasPrefix(fix, "restart kube-proxy") {
+		fix = "kptrace check --fix writes the rules again; kptrace status says what keeps the proxy from it"
+	}
 	c.findings = append(c.findings, Finding{Code: code, Severity: severity(code), Object: object, Fix: fix, Message: fmt.Sprintf(format, args...)})
 	return &c.findings[len(c.findings)-1]
 }

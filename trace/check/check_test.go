@@ -60,6 +60,32 @@ func TestQuietWhenHealthy(t *testing.T) {
 	}
 }
 
+// TestFixIsOfTheProxy does not send those of our own proxy to a kube-proxy.
+func TestFixIsOfTheProxy(t *testing.T) {
+	s, text := healthy(t, proxytest.Cases()[0].Setup)
+	family := s.Dumps[0].Family
+	i := strings.Index(text, " -m statistic")
+	from, to := strings.LastIndex(text[:i], "\n"), i+strings.Index(text[i:], "\n")
+	s.Dumps = dumps(t, family, text[:from]+text[to:])
+	for _, ours := range []bool{true, false} {
+		if !ours {
+			s.Program = nil
+		}
+		fixes := 0
+		for _, f := range check.Run(s, check.Options{}) {
+			if f.Code == "endpoint-missing" {
+				fixes++
+				if strings.Contains(f.Fix, "check --fix") != ours || strings.Contains(f.Fix, "restart kube-proxy") == ours {
+					t.Errorf("ours %v: %s", ours, f.Fix)
+				}
+			}
+		}
+		if fixes == 0 {
+			t.Errorf("ours %v: the deleted rule was not noticed", ours)
+		}
+	}
+}
+
 // TestEveryWrongRule takes away, doubles and alters every rule there is, one at a
 // time, and wants each noticed.
 func TestEveryWrongRule(t *testing.T) {

@@ -234,7 +234,7 @@ func (c *checker) exact() {
 	for _, d := range c.picked {
 		for _, ch := range iptables.DiffPart(d.Rules, c.Program, c.Part) {
 			object := ch.Table + "/" + ch.Chain
-			f := c.add("rule-altered", object, "kptrace check --fix writes them again", "%s: %d rules are missing or not as written, %d are there that should not be", changeWords(ch.Kind), len(ch.Add), len(ch.Remove))
+			f := c.add("rule-altered", object, "kptrace check --fix writes them again", "%s: rules that are missing or not as written: %d; that should not be there: %d", changeWords(ch.Kind), len(ch.Add), len(ch.Remove))
 			f.Ours = true
 			for _, r := range ch.Add {
 				f.Evidence = append(f.Evidence, "want "+r)
