@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -125,7 +126,23 @@ show, status.`,
 		return usageErr(fmt.Errorf("%w; see %s --help", err, cmd.CommandPath()))
 	})
 	root.AddCommand(newLabCmd(), newProxyCmd(), newAgentCmd(), newRecordCmd(), newReplayCmd(), newBugreportCmd(), newFollowCmd(), newExplainCmd(), newCheckCmd(), newDiagnoseCmd(), newShowCmd(), newStatusCmd(), newCleanupCmd(), newDashboardsCmd(), newVersionCmd(), newReasonsTopic())
+	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "help" {
+			c.Args = func(_ *cobra.Command, args []string) error { return knownTopic(root, args) }
+		}
+	}
 	return root
+}
+
+// knownTopic refuses help on what is no command.
+func knownTopic(root *cobra.Command, args []string) error {
+	cmd, left, err := root.Find(args)
+	if err == nil && (len(left) == 0 || !cmd.HasSubCommands()) {
+		return nil
+	}
+	word := strings.Join(args, " ")
+	return usageErr(fmt.Errorf("no help on %q%s; %s --help lists what there is", word, suggestion(cmd, word), cmd.CommandPath()))
 }
 
 func suggestion(cmd *cobra.Command, word string) string {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -53,7 +54,7 @@ said, and the exit code is 1.`,
   kptrace replay report.tar.gz -A -o wide
 
   # For Wireshark
-  kptrace replay node1.ktr --pcapng node1.pcapng
+  kptrace replay node1.ktr -A --pcapng node1.pcapng
   tshark -r node1.pcapng -T fields -e frame.time -e ip.dst -e frame.comment`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -117,7 +118,7 @@ func (f *replayFlags) run(ctx context.Context, name string, args []string, stdin
 	}
 	if !f.follow.noHeader {
 		fmt.Fprintf(talk, "%s: %s on %s, recorded from %s for %s by kptrace %s\n", name, h.Mode, h.Node,
-			h.Started.Format(time.RFC3339), stats.Last.Sub(h.Started).Round(100*time.Millisecond), h.Version)
+			h.Started.Format(time.RFC3339), max(0, stats.Last.Sub(h.Started)).Round(100*time.Millisecond), h.Version)
 	}
 	if n := stats.Dropped; n > 0 {
 		fmt.Fprintf(talk, "note: the recorder did not come to %d frames\n", n)
@@ -130,6 +131,9 @@ func (f *replayFlags) run(ctx context.Context, name string, args []string, stdin
 	}
 	if f.follow.output == string(text.Path) && stats.Paths == 0 {
 		fmt.Fprintln(talk, "note: no paths were traced while this was recorded: kptrace record --packets 1 does")
+	}
+	if note := flows.unselected(&req.Filter); note != "" {
+		fmt.Fprintln(talk, "note:", note)
 	}
 	if f.pcapng != "" {
 		return errors.Join(err, flows.write(f.pcapng, &h, &req.Filter, talk))
@@ -184,6 +188,29 @@ func (r *replayed) packet(e *trace.Event, data []byte) {
 		p.rule += ": " + e.Rule.Purpose
 	}
 	r.packets = append(r.packets, p)
+}
+
+// unselected says that a filter selects nothing of what there is, empty if it does.
+func (r *replayed) unselected(filter *trace.Filter) string {
+	var names []string
+	for _, id := range r.order {
+		f := r.flows[id]
+		if filter.Match(f) {
+			return ""
+		}
+		if name := f.Service.Name.Namespace + "/" + f.Service.Name.Name; !f.Direct() && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	slices.Sort(names)
+	what := strings.Join(names[:min(4, len(names))], ", ")
+	if more := len(names) - 4; more > 0 {
+		what += fmt.Sprintf(" and %d more", more)
+	}
+	return fmt.Sprintf("none of its %d connections is selected; they are to %s: -A shows all, -n those of a namespace", len(r.order), what)
 }
 
 // show prints the flows that a filter selects.

@@ -193,6 +193,9 @@ func readRules(name string, stdin io.Reader) (rules, sets string, err error) {
 	}
 	in := bufio.NewReader(bytes.NewReader(b))
 	if !bundle.Is(in) {
+		if bytes.IndexByte(b, 0) >= 0 {
+			return "", "", fmt.Errorf("reading rules: %s is no text: give what iptables-save or nft list ruleset printed, or a bug report (recordings are for kptrace replay)", name)
+		}
 		rules, sets = ipset.Split(string(b))
 		return rules, sets, nil
 	}
