@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -135,11 +133,7 @@ func runAgent(cmd *cobra.Command, f *agentFlags) error {
 	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends us at once
-	err = node.Run(ctx, cfg)
-	if errors.Is(err, syscall.EPERM) {
-		return fmt.Errorf("%w: reading the kernel's rules needs root (CAP_NET_ADMIN)", err)
-	}
-	return err
+	return needsRoot("reading the kernel's rules", node.Run(ctx, cfg))
 }
 
 // backend makes the one that watches, and the modes of ours that predict.

@@ -153,7 +153,7 @@ func (f *checkFlags) here(cmd *cobra.Command, opts check.Options, none error) er
 	}
 	s, notes, err := node.Inspect(cmd.Context())
 	if err != nil {
-		return fmt.Errorf("%w; and looking without it: %w", none, err)
+		return fmt.Errorf("%w; and without it: %w", none, needsRoot("looking at the kernel", err))
 	}
 	if f.rules.wanted() {
 		if s.Snapshot, err = f.rules.snapshot(cmd.Context()); err != nil {

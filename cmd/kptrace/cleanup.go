@@ -54,7 +54,7 @@ func cleanup(cmd *cobra.Command, flavour, socket string) error {
 			return err
 		}
 	}
-	if err := node.Cleanup(cmd.Context(), all, filepath.Dir(socket)); err != nil {
+	if err := needsRoot("removing rules", node.Cleanup(cmd.Context(), all, filepath.Dir(socket))); err != nil {
 		return err
 	}
 	if err := removeDead(socket); err != nil {

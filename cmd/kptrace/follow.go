@@ -102,6 +102,9 @@ Exit codes: 0, 1 for an error, 2 for wrong usage.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.limited, f.byGiven = cmd.Flags().Changed("for"), cmd.Flags().Changed("by")
+			if f.packets != "" && !cmd.Flags().Changed("output") {
+				f.output = string(text.Path)
+			}
 			req, err := f.request(args, time.Now())
 			if err != nil {
 				return usageErr(err)
@@ -128,7 +131,7 @@ Exit codes: 0, 1 for an error, 2 for wrong usage.`,
 	flags.BoolVar(&f.direct, "direct", false, "show connections too that reach the Service's endpoints without the Service; the last line counts them anyway")
 	flags.BoolVar(&f.updates, "updates", false, "print every change of a connection, not only its end")
 	flags.StringVarP(&f.output, "output", "o", string(text.Line), "line, wide, path (rule by rule), json (one document) or jsonl (one object a line)")
-	flags.StringVar(&f.packets, "packets", "", "trace rule by rule this many packets of each direction, or all (needs --for); 1 with -o path")
+	flags.StringVar(&f.packets, "packets", "", "trace rule by rule this many packets of each direction, or all (needs --for), and show them as -o path does unless -o says otherwise; 1 with -o path")
 	flags.BoolVar(&f.summary, "summary", false, "count connections of the history instead of listing them, and end")
 	flags.StringSliceVar(&f.by, "by", []string{"backend", "reason"}, "what --summary counts by: backend, node, client, client-node, zone, service, reason, outcome")
 	flags.BoolVar(&f.noHeader, "no-header", false, "leave out scope and titles")
@@ -258,6 +261,8 @@ func (f *followFlags) check(req *trace.Request) error {
 		return fmt.Errorf("--for %v: use a time above 0", f.duration)
 	case f.existing && (f.since != "" || f.last > 0 || f.limited || f.updates):
 		return errors.New("--existing lists what is open now: it does not go with --since, --last, --for or --updates")
+	case f.packets != "" && (f.output == string(text.Line) || f.output == string(text.Wide)):
+		return fmt.Errorf("--packets traces paths, which -o %s does not show: use -o path, json or jsonl", f.output)
 	case req.Path.Wanted() && f.packets != "" && (f.existing || f.limited && f.duration == 0):
 		return errors.New("--packets traces new connections: it does not go with --existing or --for 0s")
 	case f.limited && f.duration == 0 && req.Since.IsZero() && f.last == 0:
@@ -302,6 +307,9 @@ func (f *followFlags) run(ctx context.Context, req trace.Request, out, talk io.W
 		Out: out, Err: talk, Format: text.Format(f.output), TTY: t.is, Colour: t.colour, Size: t.size,
 		Updates: f.updates, NoHeader: f.noHeader, List: f.existing || history, ByEndpoint: f.existing,
 		Nodes: len(clients), Paths: req.Path.Wanted(),
+	}
+	if req.Path.Wanted() && (history || f.existing) {
+		fmt.Fprintln(talk, "note: connections that are past have paths only if somebody followed these then")
 	}
 	if req.Path.Packets == trace.AllPackets {
 		fmt.Fprintln(talk, "warning: every packet is traced, which slows these connections down; data of a busy Service is more than can be followed")

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strings"
@@ -73,6 +74,21 @@ func (e *exitCodeError) Error() string {
 func (e *exitCodeError) Unwrap() error { return e.err }
 
 func usageErr(err error) error { return &exitCodeError{code: exitUsage, err: err} }
+
+// needsRoot says of what an ordinary user may not do that root may. What programs
+// print counts too, of which only the first line is kept.
+func needsRoot(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	printed := strings.Contains(text, "ermission denied") || strings.Contains(text, "not permitted")
+	if !errors.Is(err, fs.ErrPermission) && (os.Geteuid() == 0 || !printed) {
+		return err
+	}
+	first, _, _ := strings.Cut(text, "\n")
+	return fmt.Errorf("%s needs root (CAP_NET_ADMIN; a kptrace lab does without): %s", what, first)
+}
 
 // noArgs refuses arguments.
 func noArgs(cmd *cobra.Command, args []string) error {

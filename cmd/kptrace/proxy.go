@@ -9,7 +9,6 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -295,11 +294,7 @@ func runProxy(cmd *cobra.Command, f proxyFlags) error {
 	if file != nil {
 		g.Go(func() error { return config.Watch(ctx, f.kube.file, file, unusable(f.kube.file, logger)) })
 	}
-	err = g.Wait()
-	if errors.Is(err, syscall.EPERM) {
-		return fmt.Errorf("%w: programming the kernel needs root (CAP_NET_ADMIN); try it without root by kptrace lab", err)
-	}
-	return err
+	return needsRoot("programming the kernel", g.Wait())
 }
 
 // checkFlavour refuses what is no value of --iptables-flavour.
