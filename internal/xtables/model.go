@@ -1,7 +1,6 @@
 package xtables
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -267,20 +266,4 @@ func (rs *Ruleset) Rules() int {
 		}
 	}
 	return n
-}
-
-// MaxChainName is the longest name of a chain that iptables takes, in bytes
-// (XT_EXTENSION_MAXNAMELEN of linux/netfilter/x_tables.h, less the NUL).
-const MaxChainName = 28
-
-// CheckChainName reports a name that iptables would refuse or that would not
-// survive a text.
-func CheckChainName(name string) error {
-	if !validName(name) || name[0] == '-' || name[0] == '!' {
-		return fmt.Errorf("xtables: bad chain name %q", name)
-	}
-	if len(name) > MaxChainName {
-		return fmt.Errorf("xtables: chain name %q is longer than %d bytes", name, MaxChainName)
-	}
-	return nil
 }
