@@ -33,17 +33,9 @@ func TestBenchTrace(t *testing.T) {
 		rig.follow(t.Context(), b.setup.Snapshot, 1)
 		b.connect()
 		rig.settled(0)
-		time.Sleep(time.Second)
-		ports := map[uint16]bool{}
-		rig.mu.Lock()
-		for i := range rig.joined {
-			if p := &rig.joined[i].Path; p.Packet == "SYN" {
-				ports[p.Tuple.Src().Port()] = true
-			}
-		}
-		rig.mu.Unlock()
+		paths, _ := rig.synPaths(burst)
 		st := rig.source.Stats()
-		say("%-34s %5d of %d  %d reports lost of %d, counted exactly", "kptrace, iptables-"+fl.String(), len(ports), burst, st.Lost, st.Lost+st.Events)
+		say("%-34s %5d of %d  %d reports lost of %d, counted exactly", "kptrace, iptables-"+fl.String(), paths, burst, st.Lost, st.Lost+st.Events)
 	}
 	for _, tool := range []struct {
 		name string

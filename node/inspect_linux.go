@@ -185,7 +185,9 @@ func readNFTables(s *check.State) error {
 		}
 		for ad.Next() {
 			if ad.Type() == nftaTableName {
-				s.NFTables = append(s.NFTables, families[m.Data[0]]+" "+ad.String())
+				if name := ad.String(); name != xtables.EarlyTable {
+					s.NFTables = append(s.NFTables, families[m.Data[0]]+" "+name)
+				}
 			}
 		}
 	}

@@ -215,6 +215,9 @@ func (p *pathTracer) status() []string {
 		said = append(said, "not traced: this node is read-only")
 	case s != nil:
 		said = append(said, s.status())
+		if err := s.late.Load(); err != nil && *err != nil {
+			said = append(said, "without rules of raw that stand before those which trace: "+(*err).Error())
+		}
 		if err := s.wires.fault.Load(); err != nil {
 			said = append(said, "without wire points: "+(*err).Error())
 		}

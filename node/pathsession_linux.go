@@ -75,6 +75,7 @@ type pathSession struct {
 	// joinedUntil is the time before which nothing is under way, in nanoseconds
 	// since 1970.
 	joinedUntil atomic.Int64
+	late    atomic.Pointer[error] // why what stands before our rules in raw is not seen
 }
 
 // session runs one; it ends when nobody asks any more, with ctx, or with the
@@ -202,6 +203,8 @@ func (s *pathSession) choose(ctx context.Context) error {
 	if err := s.sel.Set(ctx, w); err != nil {
 		return err
 	}
+	late := s.sel.Late()
+	s.late.Store(&late)
 	s.drops.look(s.reading, s.put, s.losses.add)
 	s.wires.look(s.reading, &w, s.put, s.losses.add)
 	s.entries.Store(int64(len(w.To)))

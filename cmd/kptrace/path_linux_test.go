@@ -60,6 +60,7 @@ func (w *world) left() string {
 		b.WriteString(strings.ReplaceAll(text, "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n", ""))
 	}
 	b.WriteString("sets: " + w.run("", "ipset", "list", "-n"))
+	b.WriteString(strings.Join(regexp.MustCompile(`table .* kptrace.*`).FindAllString(w.run("", "nft", "list", "tables"), -1), " "))
 	b.WriteString(w.run("", "cat", "/proc/sys/net/netfilter/nf_log/2", "/proc/sys/net/netfilter/nf_log/10"))
 	return b.String()
 }
@@ -130,6 +131,9 @@ func TestPathsLeaveNothing(t *testing.T) {
 			f := w.followPaths()
 			if w.left() == unmade {
 				t.Fatal("tracing changes nothing: this test would see nothing")
+			}
+			if flavour == "nft" && !strings.Contains(w.left(), "table ip kptrace-path") {
+				t.Errorf("tracing does not begin before raw: %s", w.must("status"))
 			}
 			w.dial(3)
 			time.Sleep(2 * time.Second)

@@ -45,6 +45,9 @@ func ParseFlavour(s string) (Flavour, error) {
 	return 0, fmt.Errorf("xtables: flavour %q is neither nft nor legacy", s)
 }
 
+// EarlyTable is the name of the table that CopyEarly makes.
+const EarlyTable = "kptrace-path"
+
 // Tools runs the programs of iptables. The zero value runs those found in PATH
 // and the administrator's folders, in our own network namespace.
 type Tools struct {

@@ -100,7 +100,7 @@ func (g *Generation) list(ctx context.Context, tools *xtables.Tools, rules []xta
 	seen := map[ChainKey]bool{}
 	for _, r := range rules {
 		t := ChainKey{Family: r.Family, Table: r.Table}
-		if seen[t] || len(seen) == maxNative || families[r.Family] == "" || g.Rules[r.Family].Table(r.Table) != nil {
+		if r.Table == xtables.EarlyTable || seen[t] || len(seen) == maxNative || families[r.Family] == "" || g.Rules[r.Family].Table(r.Table) != nil {
 			continue
 		}
 		seen[t] = true

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/kptrace/kptrace/conntrack"
+	"github.com/kptrace/kptrace/internal/xtables"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/trace"
 )
@@ -118,7 +119,9 @@ const (
 )
 
 // Owns reports whether a chain is ours.
-func Owns(table, name string) bool { return table == "raw" && name == chain }
+func Owns(table, name string) bool {
+	return table == "raw" && name == chain || table == xtables.EarlyTable
+}
 
 // rules writes our chain and the jumps to it, without the chains' names, for the
 // suffix "4" or "6".

@@ -22,6 +22,10 @@ type Selection struct {
 	// packets is what the rules in the kernel were written for, 0 for none.
 	packets int
 	now     Want
+	// early are the copies of our rules before the table raw, and late why there is
+	// none, nil if there is.
+	early map[xtables.Family]*xtables.Early
+	late  error
 	// lacked are the families without a table raw before us.
 	lacked []xtables.Family
 }
@@ -143,8 +147,33 @@ func (s *Selection) write(ctx context.Context, fa xtables.Family, packets int) e
 			unit.Lines = append(unit.Lines, "-I "+from+" "+r)
 		}
 	}
-	return apply(ctx, s.cfg.Tools, s.cfg.Flavour, fa, unit)
+	if err := apply(ctx, s.cfg.Tools, s.cfg.Flavour, fa, unit); err != nil {
+		return err
+	}
+	s.raise(fa)
+	return nil
 }
+
+// raise has tracing begin before the table raw, where the kernel can do that, so that
+// rules which others put before our jumps are seen.
+func (s *Selection) raise(fa xtables.Family) {
+	if s.cfg.Flavour != xtables.NFT {
+		return
+	}
+	_ = s.early[fa].Close() // of other rules
+	e, err := xtables.CopyEarly(fa, chain)
+	if s.late = err; err != nil {
+		delete(s.early, fa)
+		return
+	}
+	if s.early == nil {
+		s.early = map[xtables.Family]*xtables.Early{}
+	}
+	s.early[fa] = e
+}
+
+// Late says why tracing begins at our rules in raw only, nil if it begins before.
+func (s *Selection) Late() error { return s.late }
 
 // unjump lists the lines that remove all jumps to our chain.
 func unjump(have *xtables.Ruleset) []string {
@@ -222,6 +251,10 @@ func (s *Selection) Stop() error {
 // Close removes rules and sets.
 func (s *Selection) Close(ctx context.Context) error {
 	var errs []error
+	for _, e := range s.early {
+		errs = append(errs, e.Close())
+	}
+	s.early = nil
 	for _, fa := range s.families() {
 		errs = append(errs, remove(ctx, s.cfg.Tools, s.cfg.Flavour, fa, slices.Contains(s.lacked, fa)))
 	}
