@@ -65,7 +65,8 @@ func (p *pathJoin) drop(d *drop.Decoder, f trace.Frame) {
 }
 
 // give gives paths to their flows: left are those that wait for one, strays
-// counts those that waited long enough, which with last are all.
+// counts those that waited long enough, which with last are all, and that tell of no
+// connection by themselves.
 func (p *pathJoin) give(c *correlate.Correlator, now time.Time, last bool) (left []path.Joined, strays uint64) {
 	for i := range p.ready {
 		j := &p.ready[i]
@@ -73,6 +74,7 @@ func (p *pathJoin) give(c *correlate.Correlator, now time.Time, last bool) (left
 		case c.Path(&j.Path, &j.Packet):
 		case !last && now.UnixNano()-j.At < int64(pathLate):
 			left = append(left, *j)
+		case c.Untracked(&j.Path, &j.Packet, j.At):
 		default:
 			strays++
 		}

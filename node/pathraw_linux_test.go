@@ -39,6 +39,10 @@ func TestRulesBeforeOurs(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		guard := "table inet guard {\n chain early {\n type filter hook prerouting priority -350;\n tcp dport 80 notrack\n }\n}\n"
+		if _, err := exec.Run(t.Context(), exec.Spec{Path: "nft", Args: []string{"-f", "-"}, Stdin: strings.NewReader(guard), Netns: w.Node.Fd()}); err != nil {
+			t.Fatal(err)
+		}
 		rig.reload(t.Context())
 		w.Must(w.NS[proxytest.FromPod].Do(func() error { proxytest.Send(conntrack.TCP, 20000, to, 50*time.Millisecond); return nil }))
 		seen, ok := rig.find(20000, "SYN")
@@ -51,8 +55,17 @@ func TestRulesBeforeOurs(t *testing.T) {
 				met = append(met, s.Table+"/"+s.Chain+" "+s.Text)
 			}
 		}
-		if got := strings.Join(met, "; "); !strings.HasPrefix(got, "raw/PREROUTING -p tcp -m tcp --dport 80 -j CT --notrack; raw/PREROUTING -p tcp") || len(met) != 2 {
+		if got := strings.Join(met, "; "); !strings.HasPrefix(got, "guard/early tcp dport 80 notrack; raw/PREROUTING -p tcp -m tcp --dport 80 -j CT --notrack; raw/PREROUTING -p tcp") || len(met) != 3 {
 			t.Errorf("six %t: in raw it met %q", six, got)
+		}
+		var why []string
+		for i := range seen.Path.Hops {
+			if h := &seen.Path.Hops[i]; h.Untracks() {
+				why = append(why, h.Purpose)
+			}
+		}
+		if got := strings.Join(why, "; "); got != "not tracked: guard says notrack; not tracked: raw says NOTRACK" {
+			t.Errorf("six %t: it means %q", six, got)
 		}
 		w.Must(w.Node.Do(func() error { return rig.sel.Close(t.Context()) }))
 		out, err := exec.Run(t.Context(), exec.Spec{Path: "nft", Args: []string{"list", "tables"}, Netns: w.Node.Fd()})

@@ -75,7 +75,7 @@ type pathSession struct {
 	// joinedUntil is the time before which nothing is under way, in nanoseconds
 	// since 1970.
 	joinedUntil atomic.Int64
-	late    atomic.Pointer[error] // why what stands before our rules in raw is not seen
+	late        atomic.Pointer[error] // why what stands before our rules in raw is not seen
 }
 
 // session runs one; it ends when nobody asks any more, with ctx, or with the

@@ -110,6 +110,19 @@ const BridgeHook = "bridge "
 // Bridge reports whether a hop is of a bridge's own rules.
 func (h *Hop) Bridge() bool { return strings.HasPrefix(h.Hook, BridgeHook) }
 
+// Untracks reports whether a hop is a rule that keeps the packet from connection
+// tracking, where that has not seen it yet.
+func (h *Hop) Untracks() bool {
+	if h.Kind != HopRule {
+		return false
+	}
+	if strings.HasSuffix(h.Text, "-j CT --notrack") || strings.HasSuffix(h.Text, "-j NOTRACK") {
+		return true
+	}
+	words, _, _ := strings.Cut(h.Text, ` comment "`)
+	return slices.Contains(strings.Fields(words), "notrack")
+}
+
 // Change is one field of a packet that a hop changed.
 type Change struct {
 	// Field is src, dst (address and port), mark, ttl or tos.

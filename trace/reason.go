@@ -38,6 +38,7 @@ const (
 	LargeUnacknowledged Reason = "large-unacknowledged"
 	// ConntrackFull is what check calls its finding, too.
 	ConntrackFull Reason = "conntrack-full"
+	NotTracked          Reason = "not-tracked"
 	// NodePortShadowed is of any address of a Service.
 	NodePortShadowed Reason = "nodeport-shadowed"
 
@@ -124,6 +125,9 @@ func Reasons() []ReasonInfo {
 		{Untranslated, "A connection to the Service goes to its address as it is, for it began while the rules were not there, or a rule before them let it pass.",
 			"Connection tracking has an entry to the Service's address that is not translated; the kernel asks rules for the first packet only.",
 			"conntrack -D --orig-dst ADDRESS; for UDP, kptrace's proxy does it. Clients that send before kube-proxy is ready."},
+		{NotTracked, "A rule keeps the packets of the connection from connection tracking, so that no rule of nat sees them and no endpoint is picked. What becomes of them is not known.",
+			"The path of its first packet, which somebody followed, shows a rule that says NOTRACK, and none of nat.",
+			"The rule stands beside the reason. NodeLocal DNSCache has such rules on purpose: it answers at the Service's address itself. kptrace check (not-tracked) finds them also where nobody follows paths."},
 		{IdleExpired, "Connection tracking forgot the connection because nothing was sent for too long; what either side sends now is lost or reset.",
 			"The entry of an established connection expired.",
 			"Keep-alives shorter than net.netfilter.nf_conntrack_tcp_timeout_established."},

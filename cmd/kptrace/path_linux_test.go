@@ -225,6 +225,36 @@ func TestPathsLeaveNothing(t *testing.T) {
 	}
 }
 
+// TestPathOfUntracked has somebody keep packets to a Service from connection tracking:
+// whoever follows paths sees that, and by which rule, in both flavours.
+func TestPathOfUntracked(t *testing.T) {
+	t.Parallel()
+	for _, flavour := range []string{"nft", "legacy"} {
+		t.Run(flavour, func(t *testing.T) {
+			t.Parallel()
+			w, _ := pathWorld(t, flavour)
+			f := w.followPaths(flavour)
+			// Behind the tracer's own rule, which is first in legacy's raw.
+			w.run("", "iptables-"+flavour, "-w", "-t", "raw", "-A", "OUTPUT", "-d", "10.96.0.10/32", "-j", "CT", "--notrack")
+			if err := w.ns.Do(func() error {
+				if c, err := net.DialTimeout("tcp", "10.96.0.10:80", 100*time.Millisecond); err == nil {
+					c.Close()
+					return errors.New("connected without connection tracking")
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, 30*time.Second, "it is shown", func() bool { return strings.Contains(f.out.String(), `"not-tracked"`) })
+			f.stop(syscall.SIGINT)
+			list := pathFlows(t, f.out.String())
+			if len(list) != 1 || !strings.Contains(f.out.String(), "not tracked: raw says NOTRACK") || !strings.Contains(f.out.String(), "rule 2 of raw/OUTPUT") {
+				t.Errorf("shown: %s%s", f.out, f.err)
+			}
+		})
+	}
+}
+
 // TestPathsOfABurst makes 4,000 connections while their paths are followed. Each
 // is shown once; without a loss each has its path, and with one that is said.
 func TestPathsOfABurst(t *testing.T) {

@@ -132,6 +132,9 @@ func (b *builder) rule(hop *trace.Hop, found *Found) {
 			hop.Verdict = found.Effect
 		}
 		hop.Purpose = nftables.Meaning(hop.Chain, found.Text, hop.Target, b.j.cfg.Names.endpoint)
+		if hop.Untracks() {
+			hop.Purpose = "not tracked: " + hop.Table + " says notrack"
+		}
 		return
 	}
 	if found.Rule == nil {

@@ -22,16 +22,18 @@ type Selection struct {
 	// packets is what the rules in the kernel were written for, 0 for none.
 	packets int
 	now     Want
-	// early are the copies of our rules before the table raw, and late why there is
-	// none, nil if there is.
+	// early are the copies of our rules before the table raw, and late says of which
+	// families there is none, and why.
 	early map[xtables.Family]*xtables.Early
-	late  error
+	late  map[xtables.Family]error
 	// lacked are the families without a table raw before us.
 	lacked []xtables.Family
 }
 
 // New returns a Selection. It changes nothing.
-func New(cfg Config) *Selection { return &Selection{cfg: cfg.withDefaults()} }
+func New(cfg Config) *Selection {
+	return &Selection{cfg: cfg.withDefaults(), early: map[xtables.Family]*xtables.Early{}, late: map[xtables.Family]error{}}
+}
 
 func (s *Selection) families() []xtables.Family {
 	if s.cfg.IPv6 {
@@ -161,19 +163,13 @@ func (s *Selection) raise(fa xtables.Family) {
 		return
 	}
 	_ = s.early[fa].Close() // of other rules
-	e, err := xtables.CopyEarly(fa, chain)
-	if s.late = err; err != nil {
-		delete(s.early, fa)
-		return
-	}
-	if s.early == nil {
-		s.early = map[xtables.Family]*xtables.Early{}
-	}
-	s.early[fa] = e
+	s.early[fa], s.late[fa] = xtables.CopyEarly(fa, chain)
 }
 
 // Late says why tracing begins at our rules in raw only, nil if it begins before.
-func (s *Selection) Late() error { return s.late }
+func (s *Selection) Late() error {
+	return errors.Join(s.late[xtables.IPv4], s.late[xtables.IPv6])
+}
 
 // unjump lists the lines that remove all jumps to our chain.
 func unjump(have *xtables.Ruleset) []string {
@@ -254,7 +250,8 @@ func (s *Selection) Close(ctx context.Context) error {
 	for _, e := range s.early {
 		errs = append(errs, e.Close())
 	}
-	s.early = nil
+	clear(s.early)
+	clear(s.late)
 	for _, fa := range s.families() {
 		errs = append(errs, remove(ctx, s.cfg.Tools, s.cfg.Flavour, fa, slices.Contains(s.lacked, fa)))
 	}

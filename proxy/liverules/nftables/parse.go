@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/kptrace/kptrace/internal/xtables"
 )
 
 // ownTable is the name of kube-proxy's tables.
@@ -139,8 +141,11 @@ func (p *parser) parse() error {
 			return fmt.Errorf("nftables: table %s %s has no body", family, name)
 		}
 		if name != ownTable || family != "ip" && family != "ip6" {
-			p.others++
-			if family != "ip" && family != "ip6" && family != "inet" {
+			ours := name == xtables.EarlyTable
+			if !ours {
+				p.others++
+			}
+			if ours || family != "ip" && family != "ip6" && family != "inet" {
 				if _, err := p.block(); err != nil {
 					return err
 				}
