@@ -147,9 +147,6 @@ func (s *pathSession) setUp(ctx context.Context) error {
 			}
 		}
 	}
-	if err := s.load(ctx); err != nil {
-		return err
-	}
 	return s.choose(ctx)
 }
 
@@ -205,10 +202,15 @@ func (s *pathSession) choose(ctx context.Context) error {
 	}
 	late := s.sel.Late()
 	s.late.Store(&late)
+	// The selection's own rules count where rules go by number.
+	if s.packets.Swap(int64(w.Packets)) != int64(w.Packets) || s.rules.Newest() == nil {
+		if err := s.load(ctx); err != nil {
+			return err
+		}
+	}
 	s.drops.look(s.reading, s.put, s.losses.add)
 	s.wires.look(s.reading, &w, s.put, s.losses.add)
 	s.entries.Store(int64(len(w.To)))
-	s.packets.Store(int64(w.Packets))
 	s.p.tell(asks, nil)
 	return nil
 }

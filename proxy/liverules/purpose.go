@@ -146,6 +146,12 @@ func kubePurpose(table, chain string, r *xtables.Rule) string {
 // foreignPurpose says whose a rule is and what it does in a few words.
 func foreignPurpose(table, chain string, r *xtables.Rule) string {
 	owner := Owner(table, chain, r)
+	if _, ok := r.TargetOpt("notrack"); ok || r.Target == "NOTRACK" {
+		if owner == "" {
+			owner = table
+		}
+		return "not tracked: " + owner + " says NOTRACK"
+	}
 	if owner == "" {
 		return ""
 	}
@@ -162,10 +168,6 @@ func foreignPurpose(table, chain string, r *xtables.Rule) string {
 		return owner + " translates it"
 	case "RETURN":
 		return owner + " has nothing against it here"
-	case "CT", "NOTRACK":
-		if _, ok := r.TargetOpt("notrack"); ok || r.Target == "NOTRACK" {
-			return "not tracked: " + owner + " says NOTRACK"
-		}
 	case "MARK", "CONNMARK":
 		return owner + " marks it"
 	case "", "NFLOG", "LOG":
