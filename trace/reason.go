@@ -38,7 +38,7 @@ const (
 	LargeUnacknowledged Reason = "large-unacknowledged"
 	// ConntrackFull is what check calls its finding, too.
 	ConntrackFull Reason = "conntrack-full"
-	NotTracked          Reason = "not-tracked"
+	NotTracked    Reason = "not-tracked"
 	// NodePortShadowed is of any address of a Service.
 	NodePortShadowed Reason = "nodeport-shadowed"
 
