@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/internal/xtables"
@@ -27,6 +29,10 @@ const (
 	inquiries = 256
 	// rulesFor is how long live rules that were read serve for further flows.
 	rulesFor = 2 * time.Second
+	// triesFor is how long rules are not read again for dials that failed.
+	triesFor = time.Second
+	// anyPort stands for a source port that the kernel chose.
+	anyPort = 40000
 )
 
 // inquirer finds out why first packets did not leave the node, or went elsewhere:
@@ -61,7 +67,7 @@ func newInquirer(views func() []*proxy.View, do func(context.Context, func(*corr
 
 // ask takes a flow, if there is room.
 func (q *inquirer) ask(in correlate.Inquiry) {
-	if in.Flow.Reason == trace.SynUnanswered && !in.Elsewhere {
+	if in.Flow.Reason == trace.SynUnanswered && !in.Elsewhere && in.Try == 0 {
 		q.witness.ask(in)
 		return
 	}
@@ -78,12 +84,22 @@ func (q *inquirer) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case in := <-q.flows:
-			f := in.Flow
-			reason, cause := q.why(ctx, in)
+			f, try := in.Flow, in.Try
+			why := q.why
+			if try > 0 {
+				why = q.whyTry
+			}
+			reason, cause := why(ctx, in)
 			if reason == trace.NoReason && cause == "" {
 				continue
 			}
-			err := q.do(ctx, func(c *correlate.Correlator) { c.Explain(f.ID, f.Tuple, reason, cause) })
+			err := q.do(ctx, func(c *correlate.Correlator) {
+				if try > 0 {
+					c.ExplainTry(f.ID, f.Tuple, try, reason, cause)
+					return
+				}
+				c.Explain(f.ID, f.Tuple, reason, cause)
+			})
 			if err != nil && ctx.Err() != nil {
 				return nil
 			}
@@ -145,6 +161,55 @@ func (q *inquirer) why(ctx context.Context, in correlate.Inquiry) (reason trace.
 		cause += "; those of nf_tables in " + strings.Join(t, ", ") + " were not evaluated"
 	}
 	return trace.NoReason, cause
+}
+
+// whyTry finds out why a dial of the userspace proxy failed, which comes from this
+// node: an empty reason leaves what the dial itself told.
+func (q *inquirer) whyTry(ctx context.Context, in correlate.Inquiry) (reason trace.Reason, cause string) {
+	a := &in.Flow.Attempts[in.Try-1]
+	to := a.Endpoint.Addr
+	from, err := sourceTo(to.Addr())
+	switch {
+	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH):
+		return trace.NoRoute, ""
+	case err != nil:
+		return trace.NoReason, ""
+	}
+	// Every dial of a node in trouble asks; rules are read for many at once.
+	if wait := triesFor - time.Since(q.read); wait > 0 && !q.read.After(a.Start) {
+		select {
+		case <-ctx.Done():
+			return trace.NoReason, ""
+		case <-time.After(wait):
+		}
+	}
+	if err := q.refresh(ctx, a.Start); err != nil {
+		return trace.NoReason, ""
+	}
+	pkt := proxy.Packet{Proto: in.Flow.Tuple.Proto(), Src: netip.AddrPortFrom(from, anyPort), Dst: to, FromNode: true}
+	all := [][]liverules.Way{q.rules.Ways(pkt)}
+	for _, p := range q.others {
+		all = append(all, p.Ways(pkt))
+	}
+	for _, ways := range all {
+		// Nobody refuses a packet that was dropped.
+		open := func(w liverules.Way) bool {
+			return !stops(&w) || a.Reason == trace.EndpointRefused && w.Verdict == proxy.Drop
+		}
+		if n := len(ways); n > 0 && !slices.ContainsFunc(ways, open) {
+			return trace.Reason(ways[n-1].Reason), lastStep(&ways[n-1])
+		}
+	}
+	if a.Reason != trace.SynUnanswered && a.Reason != trace.NoReply {
+		return trace.NoReason, ""
+	}
+	if cause := q.allTaken(ctx, pkt, slices.Concat(all...)); cause != "" {
+		return trace.SourcePorts, cause
+	}
+	if t := foreignTables(q.state.NFTables); len(t) > 0 {
+		return trace.NoReason, "the rules of nf_tables in " + strings.Join(t, ", ") + " were not evaluated"
+	}
+	return trace.NoReason, ""
 }
 
 // packet is a flow's first packet.
@@ -340,14 +405,20 @@ func (q *inquirer) portsTaken(ctx context.Context, f *trace.Flow, ways []liverul
 	if !ep.IsValid() {
 		return ""
 	}
-	for _, w := range slices.Concat(append(q.waysOfOthers(f, ep), ways)...) {
+	pkt := proxy.Packet{Proto: f.Tuple.Proto(), Src: f.Tuple.Src(), Dst: ep}
+	return q.allTaken(ctx, pkt, slices.Concat(append(q.waysOfOthers(f, ep), ways)...))
+}
+
+// allTaken says the same of a packet that goes to its destination by one of ways.
+func (q *inquirer) allTaken(ctx context.Context, pkt proxy.Packet, ways []liverules.Way) string {
+	for _, w := range ways {
 		for i := range w.Steps {
 			s := &w.Steps[i]
 			if s.Effect != xtables.EffectMasquerade && s.Effect != xtables.EffectSNAT {
 				continue
 			}
-			lo, hi := sourcePorts(s.Rule, f.Tuple.Src().Port())
-			key := portsKey{f.Tuple.Proto(), ep, lo, hi}
+			lo, hi := sourcePorts(s.Rule, pkt.Src.Port())
+			key := portsKey{pkt.Proto, pkt.Dst, lo, hi}
 			cause, known := q.taken[key]
 			if !known {
 				cause = q.countPorts(ctx, key)

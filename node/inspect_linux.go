@@ -256,6 +256,20 @@ func virtualServers() (n int, servers []check.Balanced) {
 // route finds by the kernel's routes which interface a packet goes out by.
 func route(p *xtables.Packet) { p.Out = deviceTo(p.Dst) }
 
+// sourceTo is the address that packets of this node to an address come from.
+func sourceTo(a netip.Addr) (netip.Addr, error) {
+	routes, err := netlink.RouteGet(a.AsSlice())
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	for i := range routes {
+		if src, ok := netip.AddrFromSlice(routes[i].Src); ok {
+			return src.Unmap(), nil
+		}
+	}
+	return netip.Addr{}, unix.ENODATA
+}
+
 // deviceTo is the interface by which packets to an address leave, "" if it is the
 // node's own or there is no route.
 func deviceTo(a netip.Addr) string {

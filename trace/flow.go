@@ -212,6 +212,10 @@ type Attempt struct {
 	Resent      time.Duration
 	// ICMP is the error as "host unreachable from 10.0.0.1", if any.
 	ICMP string
+	// Reason says why it failed, and Cause what of that is this try's own, as in
+	// Flow. Only the userspace mode knows them of each try; empty elsewhere.
+	Reason Reason
+	Cause  string
 }
 
 // Direct reports that the client dialled the endpoint itself, past the Service,

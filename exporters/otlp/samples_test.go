@@ -80,7 +80,7 @@ func rejected() *trace.Flow {
 func gaveUp() *trace.Flow {
 	f := good()
 	f.ID, f.Outcome, f.Reason, f.Established, f.Duration = 11, trace.Timeout, trace.SynUnanswered, -1, -1
-	f.Attempts[0].Outcome, f.Attempts[0].Latency = "timeout", -1
+	f.Attempts[0].Outcome, f.Attempts[0].Latency, f.Attempts[0].Reason = "timeout", -1, f.Reason
 	f.Attempts[0].Retransmits, f.Attempts[0].Resent = 3, 7*time.Second
 	return f
 }

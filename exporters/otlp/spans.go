@@ -259,6 +259,7 @@ func (m *spanMaker) attempt(f *trace.Flow, i int, end time.Time) {
 	a.destination(&t.Endpoint)
 	a.count(keyRetransmits, t.Retransmits)
 	a.text(keyICMP, t.ICMP)
+	a.text(keyReason, string(t.Reason))
 	s := m.span(spanAttempt, tracepb.Span_SPAN_KIND_CLIENT, t.Start, end, a)
 	if t.Retransmits > 0 {
 		m.event(s, eventRetransmit, t.Start.Add(t.Resent), attrs{keyRetransmits.Int(t.Retransmits)})

@@ -109,7 +109,7 @@ func attemptToPB(a *trace.Attempt) *Attempt {
 	return &Attempt{
 		Endpoint: peerToPB(&a.Endpoint), Start: timeToPB(a.Start), Outcome: a.Outcome,
 		Latency: int64(a.Latency), Retransmits: int64(a.Retransmits), Icmp: a.ICMP,
-		Resent: int64(a.Resent),
+		Resent: int64(a.Resent), Reason: string(a.Reason), Cause: a.Cause,
 	}
 }
 
@@ -117,7 +117,7 @@ func attemptFromPB(a *Attempt) trace.Attempt {
 	return trace.Attempt{
 		Endpoint: peerFromPB(a.GetEndpoint()), Start: timeFromPB(a.GetStart()), Outcome: a.GetOutcome(),
 		Latency: time.Duration(a.GetLatency()), Retransmits: int(a.GetRetransmits()), ICMP: a.GetIcmp(),
-		Resent: time.Duration(a.GetResent()),
+		Resent: time.Duration(a.GetResent()), Reason: trace.Reason(a.GetReason()), Cause: a.GetCause(),
 	}
 }
 

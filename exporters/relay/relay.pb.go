@@ -2045,6 +2045,8 @@ type Attempt struct {
 	Retransmits   int64                  `protobuf:"varint,5,opt,name=retransmits,proto3" json:"retransmits,omitempty"`
 	Icmp          string                 `protobuf:"bytes,6,opt,name=icmp,proto3" json:"icmp,omitempty"`
 	Resent        int64                  `protobuf:"varint,7,opt,name=resent,proto3" json:"resent,omitempty"`
+	Reason        string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	Cause         string                 `protobuf:"bytes,9,opt,name=cause,proto3" json:"cause,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2126,6 +2128,20 @@ func (x *Attempt) GetResent() int64 {
 		return x.Resent
 	}
 	return 0
+}
+
+func (x *Attempt) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Attempt) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
 }
 
 type Path struct {
@@ -4259,7 +4275,7 @@ const file_relay_proto_rawDesc = "" +
 	"\x04addr\x18\x01 \x01(\v2\x14.kptrace.v1.AddrPortR\x04addr\x12\x16\n" +
 	"\x06active\x18\x02 \x01(\x03R\x06active\x12\x1a\n" +
 	"\binactive\x18\x03 \x01(\x03R\binactive\x12\x16\n" +
-	"\x06weight\x18\x04 \x01(\x03R\x06weight\"\xcf\x01\n" +
+	"\x06weight\x18\x04 \x01(\x03R\x06weight\"\xfd\x01\n" +
 	"\aAttempt\x12,\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x10.kptrace.v1.PeerR\bendpoint\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\x03R\x05start\x12\x18\n" +
@@ -4267,7 +4283,9 @@ const file_relay_proto_rawDesc = "" +
 	"\alatency\x18\x04 \x01(\x03R\alatency\x12 \n" +
 	"\vretransmits\x18\x05 \x01(\x03R\vretransmits\x12\x12\n" +
 	"\x04icmp\x18\x06 \x01(\tR\x04icmp\x12\x16\n" +
-	"\x06resent\x18\a \x01(\x03R\x06resent\"\xc9\x02\n" +
+	"\x06resent\x18\a \x01(\x03R\x06resent\x12\x16\n" +
+	"\x06reason\x18\b \x01(\tR\x06reason\x12\x14\n" +
+	"\x05cause\x18\t \x01(\tR\x05cause\"\xc9\x02\n" +
 	"\x04Path\x12\x1c\n" +
 	"\tpredicted\x18\x01 \x01(\bR\tpredicted\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x03R\x06number\x12\x16\n" +

@@ -53,6 +53,12 @@ func Detail(w io.Writer, f *trace.Flow, now time.Time, loc *time.Location) error
 		if a.ICMP != "" {
 			text += ", " + a.ICMP
 		}
+		if a.Reason != trace.NoReason {
+			text += "; " + string(a.Reason)
+		}
+		if a.Cause != "" {
+			text += ": " + a.Cause
+		}
 		line(fmt.Sprintf("attempt %d", i+1), "%s", text)
 	}
 	if f.Established >= 0 {

@@ -129,6 +129,9 @@ type AttemptJSON struct {
 	LatencyMs   *Millis    `json:"latencyMs"`
 	Retransmits int        `json:"retransmits"`
 	ICMP        string     `json:"icmp,omitempty"`
+	// Reason and Cause are known of a try by itself in userspace mode.
+	Reason trace.Reason `json:"reason,omitempty"`
+	Cause  string       `json:"cause,omitempty"`
 }
 
 // Millis is a duration in milliseconds, printed with at most three decimals.
@@ -212,6 +215,7 @@ func ToJSON(f *trace.Flow) FlowJSON {
 		out.Attempts = append(out.Attempts, AttemptJSON{
 			Backend: addrPort(a.Endpoint.Addr), Pod: a.Endpoint.Pod, Time: when(a.Start), Outcome: a.Outcome,
 			LatencyMs: millis(a.Latency), Retransmits: a.Retransmits, ICMP: a.ICMP,
+			Reason: a.Reason, Cause: a.Cause,
 		})
 	}
 	for i := range f.Paths {

@@ -194,6 +194,10 @@ func (c *Correlator) stayed(r *rec) bool {
 // packet has no entry before it leaves.
 func rulesPick(m proxy.Mode) bool { return m == proxy.IPTables || m == proxy.NFTables }
 
+// rulesLead reports whether rules of the kernel translate a Service's address: to an
+// endpoint, or to the port of the userspace proxy.
+func rulesLead(m proxy.Mode) bool { return rulesPick(m) || m == proxy.Userspace }
+
 // causeOfEndpoint tells what the state knows of the endpoint.
 func (c *Correlator) causeOfEndpoint(r *rec) {
 	f := r.f
@@ -203,36 +207,41 @@ func (c *Correlator) causeOfEndpoint(r *rec) {
 		return
 	}
 	e := stateOf(c.decider.service(views[0], f.Service.Name, six), ep)
-	switch {
+	switch reason, cause := c.stateOfEndpoint(f, ep, r.pickTime); {
+	case reason != trace.NoReason:
+		f.Reason, f.Cause = reason, cause
 	case e == nil:
-		c.causeOfAbsence(r, views)
-	case e.Terminating:
-		f.Reason = trace.EndpointTerminating
 	case f.Decision.Affinity == trace.AffinityHit && f.Reason != trace.ResetByEndpoint:
 		f.Cause = string(f.Reason)
 		f.Reason = trace.AffinityDead
 	}
 }
 
-// causeOfAbsence tells whether an endpoint left before it was picked or after.
-func (c *Correlator) causeOfAbsence(r *rec, views []*proxy.View) {
-	f := r.f
-	ep, six := f.Backend.Addr, f.Service.Addr.Addr().Is6()
-	if r.pickTime == 0 {
-		return
+// stateOfEndpoint tells what the state has against an endpoint that was picked at a
+// time, 0 if that is not known: it is terminating, or it left, before it was picked
+// or after.
+func (c *Correlator) stateOfEndpoint(f *trace.Flow, ep netip.AddrPort, picked int64) (reason trace.Reason, cause string) {
+	views, six := c.decider.refresh(), f.Service.Addr.Addr().Is6()
+	if len(views) == 0 || !ep.IsValid() {
+		return trace.NoReason, ""
 	}
-	for i := 1; i < len(views); i++ {
+	if e := stateOf(c.decider.service(views[0], f.Service.Name, six), ep); e != nil {
+		if e.Terminating {
+			return trace.EndpointTerminating, ""
+		}
+		return trace.NoReason, ""
+	}
+	for i := 1; i < len(views) && picked != 0; i++ {
 		if stateOf(c.decider.service(views[i], f.Service.Name, six), ep) == nil {
 			continue
 		}
 		left := views[i-1].From.UnixNano() // with this one it was gone
-		if ago := time.Duration(r.pickTime - left); ago > 0 {
-			f.Reason, f.Cause = trace.RulesBehind, fmt.Sprintf("the endpoint left %v before", ago.Round(time.Millisecond))
-		} else {
-			f.Reason, f.Cause = trace.EndpointGone, fmt.Sprintf("the endpoint left %v after the connection began", (-ago).Round(time.Millisecond))
+		if ago := time.Duration(picked - left); ago > 0 {
+			return trace.RulesBehind, fmt.Sprintf("the endpoint left %v before", ago.Round(time.Millisecond))
 		}
-		return
+		return trace.EndpointGone, fmt.Sprintf("the endpoint left %v after the connection began", time.Duration(left-picked).Round(time.Millisecond))
 	}
+	return trace.NoReason, ""
 }
 
 func stateOf(s *proxy.Service, a netip.AddrPort) *proxy.Endpoint {
@@ -275,7 +284,7 @@ func (c *Correlator) retriedAfterAnswer(r *rec, e *trace.Event) {
 // endpoints, so that rules should have translated it.
 func (d *decider) serves(t conntrack.Tuple) bool {
 	views := d.refresh()
-	if len(views) == 0 || !rulesPick(views[0].Mode) || views[0].Snapshot == nil {
+	if len(views) == 0 || !rulesLead(views[0].Mode) || views[0].Snapshot == nil {
 		return false
 	}
 	if v := views[0]; d.of != v {
@@ -298,7 +307,7 @@ func (c *Correlator) untranslatedEntry(r *rec) bool {
 		return false
 	}
 	w, _ := c.decider.at(r.seenTime, r.orig, c.decider.onNode(r.orig.Src().Addr()), func(w *walked) bool { return w.effect == proxy.Forward })
-	if w == nil || w.effect != proxy.Forward || !rulesPick(w.decision.Mode) {
+	if w == nil || w.effect != proxy.Forward || !rulesLead(w.decision.Mode) {
 		return false
 	}
 	r.untranslated = true
@@ -321,8 +330,8 @@ func (c *Correlator) elsewhereEntry(r *rec) bool {
 	}
 	fromNode := c.decider.onNode(r.orig.Src().Addr())
 	w, ok := c.decider.at(r.seenTime, r.orig, fromNode, func(w *walked) bool { return w.effect == proxy.Forward })
-	if !ok || !rulesPick(w.decision.Mode) {
-		return false
+	if !ok || !rulesLead(w.decision.Mode) || w.decision.Mode == proxy.Userspace && c.decider.onNode(f.Reply.Src().Addr()) {
+		return false // that is where the proxy listens
 	}
 	if _, known := c.decider.at(r.seenTime, r.orig, fromNode, func(w *walked) bool { return w.find(f.Reply.Src()) != nil }); known {
 		return false

@@ -84,6 +84,9 @@ type Inquiry struct {
 	AnswerDevice, ISN uint32
 	// Elsewhere says that it was sent to what is no endpoint, and not dropped.
 	Elsewhere bool
+	// Try is the number of the try of the userspace proxy that failed, 1 being the
+	// first; 0 in other modes. Then the answer goes to ExplainTry.
+	Try int
 }
 
 const (
@@ -95,6 +98,7 @@ const (
 	directAsk     = int64(2 * time.Second)
 	udpExpiry     = int64(31 * time.Second)     // a new UDP entry's life and a little
 	unwatchedWait = int64(time.Second)          // for more to tell of a flow
+	inquiryWait   = int64(5 * time.Second)      // for the answer to an Inquiry about a try
 	raceWindow    = int64(5 * time.Millisecond) // between datagrams that decide at once
 	endedKept     = int64(5 * time.Minute)      // for the DESTROY of an ended flow
 	stampSlack    = int64(5 * time.Millisecond) // between two clocks of one packet

@@ -240,14 +240,18 @@ func (c *Correlator) finish(r *rec) {
 	r.holdDue = 0
 	c.publish(r)
 	c.remember(r)
+	kept := endedKept
 	if r.over() {
-		c.remove(r)
-		return
+		if !r.relayed || !r.inquired {
+			c.remove(r)
+			return
+		}
+		kept = inquiryWait
 	}
 	c.live.drop(r)
 	c.done.push(r)
 	c.dropReply(r)
-	r.stateDue = c.now + endedKept
+	r.stateDue = c.now + kept
 	c.arm(r)
 }
 

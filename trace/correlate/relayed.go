@@ -1,6 +1,7 @@
 package correlate
 
 import (
+	"slices"
 	"time"
 
 	"github.com/kptrace/kptrace/conntrack"
@@ -41,6 +42,7 @@ func (c *Correlator) relayed(e *trace.Event) {
 	case trace.KindTryFailed:
 		a := last(f)
 		a.Outcome, a.Latency = failedTry(e), time.Duration(max(0, e.Time-r.tryBegan()))
+		c.causeOfTry(r, f)
 		relay(f)
 		c.publish(r)
 	case trace.KindConnected:
@@ -116,6 +118,17 @@ func (c *Correlator) relayOver(r *rec, f *trace.Flow, e *trace.Event) {
 		f.Out, f.In, f.Counted = conntrack.Counters{Bytes: e.Out.Bytes}, conntrack.Counters{Bytes: e.In.Bytes}, true
 	}
 	outcome, why := relayOutcome(r, f, e)
+	f.Cause = ""
+	switch {
+	case why == trace.ResetByEndpoint:
+		if reason, cause := c.stateOfEndpoint(f, f.Backend.Addr, r.tryBegan()); reason != trace.NoReason {
+			why, f.Cause = reason, cause
+		}
+	case outcome == trace.Refused || outcome == trace.Timeout: // as the last try did
+		if a := last(f); a.Reason != trace.NoReason {
+			why, f.Cause = a.Reason, a.Cause
+		}
+	}
 	relay(f)
 	if r.tcp() && r.answered {
 		// The entry has the counters that all modes show.
@@ -157,6 +170,55 @@ func relayOutcome(r *rec, f *trace.Flow, e *trace.Event) (trace.Outcome, trace.R
 		a.Outcome = tryTimeout
 	}
 	return trace.Timeout, noAnswer(r)
+}
+
+// causeOfTry says why the last try failed: as far as the state of its endpoint and
+// the proxy's dial tell, and has whoever can look at the node's rules and routes.
+func (c *Correlator) causeOfTry(r *rec, f *trace.Flow) {
+	a := last(f)
+	switch a.Outcome {
+	case tryRefused:
+		a.Reason = trace.EndpointRefused
+	case tryUnreachable:
+		a.Reason = trace.Unreachable
+	default:
+		a.Reason = noAnswer(r)
+	}
+	if reason, cause := c.stateOfEndpoint(f, a.Endpoint.Addr, r.tryBegan()); reason != trace.NoReason {
+		a.Reason, a.Cause = reason, cause
+		return
+	}
+	if c.cfg.Inquire != nil {
+		r.inquired = true
+		asked := *f // f is still being written
+		asked.Attempts = slices.Clone(f.Attempts)
+		c.cfg.Inquire(Inquiry{Flow: &asked, Try: len(f.Attempts)})
+	}
+}
+
+// ExplainTry makes the reason of a failed try more exact, 1 being the first, for
+// whoever Config.Inquire told of it.
+func (c *Correlator) ExplainTry(id trace.FlowID, t conntrack.Tuple, try int, reason trace.Reason, cause string) {
+	for r := c.find(t); r != nil; r = r.older {
+		if r.f.ID != id {
+			continue
+		}
+		if !r.relayed || try < 1 || try > len(r.f.Attempts) || r.f.Attempts[try-1].Reason == trace.NoReason {
+			return
+		}
+		f := c.edit(r)
+		a := &f.Attempts[try-1]
+		was := a.Reason
+		if reason != trace.NoReason {
+			a.Reason = reason
+		}
+		a.Cause = cause
+		if try == len(f.Attempts) && f.Outcome.Failed() && f.Reason == was {
+			f.Reason, f.Cause = a.Reason, a.Cause
+		}
+		c.emit(r)
+		return
+	}
 }
 
 func failedTry(e *trace.Event) string {
