@@ -112,10 +112,7 @@ func (q *inquirer) run(ctx context.Context) error {
 func (q *inquirer) why(ctx context.Context, in correlate.Inquiry) (reason trace.Reason, cause string) {
 	f := in.Flow
 	if f.Reason == trace.ReplyLost {
-		if cause := filteredBack(in.AnswerDevice, f.Backend.Addr.Addr()); cause != "" {
-			return trace.ReplyRPFilter, cause
-		}
-		return trace.NoReason, ""
+		return whyLost(in)
 	}
 	if cause := filteredBack(in.Device, f.Tuple.Src().Addr()); cause != "" {
 		return trace.RPFilter, cause
@@ -123,13 +120,13 @@ func (q *inquirer) why(ctx context.Context, in correlate.Inquiry) (reason trace.
 	if err := q.refresh(ctx, f.Start); err != nil {
 		return trace.NoReason, "the live rules cannot be read"
 	}
-	ways := q.ways(f)
 	if in.Elsewhere {
-		return shadowed(ways, f.Backend.Addr)
+		return shadowed(q.rules.Ways(q.packet(f)), f.Backend.Addr)
 	}
+	ways := q.ways(f)
 	fates := q.fates(f, ways)
-	if v, err := readSysctl("net/ipv4/ip_forward"); err == nil && v == "0" && f.Tuple.Is4() && q.abroad(f, fates) {
-		return trace.NotForwarded, "net.ipv4.ip_forward is 0"
+	if cause := forwardsNot(f.Tuple); cause != "" && !q.balanced() && q.abroad(f, fates) {
+		return trace.NotForwarded, cause
 	}
 	var sure []fate
 	perhaps := ""
@@ -222,11 +219,58 @@ func (q *inquirer) packet(f *trace.Flow) proxy.Packet {
 	return pkt
 }
 
+// whyLost finds out what became of an answer that passed the node and did not get to
+// its client. IPVS takes the client's packets to be for the node itself; the answers
+// are forwarded.
+func whyLost(in correlate.Inquiry) (reason trace.Reason, cause string) {
+	f := in.Flow
+	if cause := filteredBack(in.AnswerDevice, f.Backend.Addr.Addr()); cause != "" {
+		return trace.ReplyRPFilter, cause
+	}
+	cause = forwardsNot(f.Tuple)
+	if cause != "" && f.Decision.Mode == proxy.IPVS && deviceTo(f.Backend.Addr.Addr()) != "" && deviceTo(f.Tuple.Src().Addr()) != "" {
+		return trace.NotForwarded, cause
+	}
+	return trace.NoReason, ""
+}
+
+// forwardsNot says that the node does not forward packets of IPv4.
+func forwardsNot(t conntrack.Tuple) string {
+	if v, err := readSysctl("net/ipv4/ip_forward"); err == nil && v == "0" && t.Is4() {
+		return "net.ipv4.ip_forward is 0"
+	}
+	return ""
+}
+
+// balanced reports whether IPVS picks endpoints, and the rules do not.
+func (q *inquirer) balanced() bool { return q.rules.Mode() == proxy.IPVS }
+
 // ways are those that the packet could have gone, to its endpoint if that is known.
 func (q *inquirer) ways(f *trace.Flow) []liverules.Way {
+	if q.balanced() {
+		var ways []liverules.Way
+		for _, ep := range q.candidates(f) {
+			ways = append(ways, q.rules.Balanced(q.packet(f), ep)...)
+		}
+		return ways
+	}
 	return slices.DeleteFunc(q.rules.Ways(q.packet(f)), func(w liverules.Way) bool {
 		return f.Backend.Addr.IsValid() && w.Endpoint != f.Backend.Addr
 	})
+}
+
+// candidates are a flow's endpoint, or where that is not known all that it should have
+// been led to.
+func (q *inquirer) candidates(f *trace.Flow) (eps []netip.AddrPort) {
+	if ep := f.Backend.Addr; ep.IsValid() {
+		return []netip.AddrPort{ep}
+	}
+	if views := q.views(); len(views) > 0 && views[0].Program != nil {
+		for _, x := range views[0].Program.Walk(q.packet(f)).Choices {
+			eps = append(eps, x.Endpoint)
+		}
+	}
+	return eps
 }
 
 // abroad reports whether the packet can only have been meant for other machines.
@@ -268,11 +312,9 @@ func (q *inquirer) fates(f *trace.Flow, ways []liverules.Way) []fate {
 			x.passes = true
 		}
 	}
-	if ep := f.Backend.Addr; ep.IsValid() {
-		at(ep) // also where no rule leads there
-	} else if views := q.views(); len(ways) == 0 && len(views) > 0 && views[0].Program != nil {
-		for _, x := range views[0].Program.Walk(q.packet(f)).Choices {
-			at(x.Endpoint)
+	if f.Backend.Addr.IsValid() || len(ways) == 0 { // also where no rule leads there
+		for _, ep := range q.candidates(f) {
+			at(ep)
 		}
 	}
 	for i := range out {
@@ -304,10 +346,15 @@ func (q *inquirer) stopOfOthers(f *trace.Flow, to netip.AddrPort) *liverules.Way
 // kube-proxy has part in.
 func (q *inquirer) waysOfOthers(f *trace.Flow, to netip.AddrPort) [][]liverules.Way {
 	pkt := q.packet(f)
-	pkt.Dst = to
 	var out [][]liverules.Way
 	for _, p := range q.others {
-		out = append(out, p.Ways(pkt))
+		if q.balanced() {
+			out = append(out, p.Balanced(pkt, to))
+			continue
+		}
+		there := pkt
+		there.Dst = to
+		out = append(out, p.Ways(there))
 	}
 	return out
 }
@@ -534,6 +581,11 @@ func (q *inquirer) refresh(ctx context.Context, began time.Time) error {
 		return err
 	}
 	cfg := liverules.Config{Addrs: s.Addrs, Route: route}
+	if slices.ContainsFunc(s.Dumps, func(d xtables.Dump) bool { return asksSets(d.Rules) }) {
+		if sets, err := readSets(ctx); err == nil {
+			cfg.Set = sets.Match
+		}
+	}
 	var serving []*xtables.Ruleset
 	var others []*liverules.Program
 	for _, fa := range []xtables.Family{xtables.IPv4, xtables.IPv6} {

@@ -292,11 +292,8 @@ func (p *Program) Leaves(pkt proxy.Packet) []xtables.Leaf {
 	if f == nil {
 		return nil
 	}
-	in := xtables.Packet{Proto: pkt.Proto.String(), Src: pkt.Src.Addr(), Dst: pkt.Dst.Addr(),
-		SPort: pkt.Src.Port(), DPort: pkt.Dst.Port(), In: pkt.In, State: xtables.StateNew}
 	stations := xtables.Received()
 	if pkt.FromNode {
-		in.In = ""
 		stations = xtables.Sent()
 		for _, s := range xtables.Received() {
 			if s.Chain == "INPUT" { // what the node sends to itself comes back by lo
@@ -305,7 +302,17 @@ func (p *Program) Leaves(pkt proxy.Packet) []xtables.Leaf {
 			}
 		}
 	}
-	return p.walk(f, in, stations, pkt.FromNode)
+	return p.walk(f, first(pkt), stations, p.oracles(f, pkt.FromNode, xtables.Unknown))
+}
+
+// first is a connection's first packet as a walk takes it.
+func first(pkt proxy.Packet) xtables.Packet {
+	in := xtables.Packet{Proto: pkt.Proto.String(), Src: pkt.Src.Addr(), Dst: pkt.Dst.Addr(),
+		SPort: pkt.Src.Port(), DPort: pkt.Dst.Port(), In: pkt.In, State: xtables.StateNew}
+	if pkt.FromNode {
+		in.In = ""
+	}
+	return in
 }
 
 // Station returns every way that a first packet can go through one built-in chain: for
@@ -315,13 +322,19 @@ func (p *Program) Station(pkt xtables.Packet, s xtables.Station, fromNode bool) 
 	if f == nil || f.rules.Table(s.Table).Chain(s.Chain) == nil {
 		return nil
 	}
-	return p.walk(f, pkt, []xtables.Station{s}, fromNode)
+	return p.walk(f, pkt, []xtables.Station{s}, p.oracles(f, fromNode, xtables.Unknown))
 }
 
-func (p *Program) walk(f *family, in xtables.Packet, stations []xtables.Station, fromNode bool) []xtables.Leaf {
+func (p *Program) walk(f *family, in xtables.Packet, stations []xtables.Station, o xtables.Oracles) []xtables.Leaf {
 	if in.Proto == conntrack.TCP.String() {
 		in.TCPFlags = tcpSYN
 	}
+	return f.walker.Walk(in, stations, o)
+}
+
+// oracles answer for a packet that the node sends, or that comes in, and of which
+// IPVS has picked the destination, or has not.
+func (p *Program) oracles(f *family, fromNode bool, picked xtables.Tri) xtables.Oracles {
 	o := xtables.Oracles{MaybeLocal: p.maybeLocal(f), Set: p.set(f), Recent: p.cfg.Recent, Route: p.cfg.Route, Device: device}
 	if fromNode {
 		o.Device = func(name string, out bool, p *xtables.Packet) xtables.Tri {
@@ -331,5 +344,14 @@ func (p *Program) walk(f *family, in xtables.Packet, stations []xtables.Station,
 			return device(name, out, p)
 		}
 	}
-	return f.walker.Walk(in, stations, o)
+	o.Other = func(_ *xtables.Rule, m *xtables.Match, _ *xtables.Packet) xtables.Tri {
+		switch {
+		case m.Name != "ipvs" || len(m.Opts) != 1 || m.Opts[0].Name != "ipvs" || picked == xtables.Unknown:
+			return xtables.Unknown
+		case m.Opts[0].Not:
+			return xtables.Yes - picked
+		}
+		return picked
+	}
+	return o
 }

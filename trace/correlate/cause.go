@@ -53,7 +53,7 @@ func (c *Correlator) cause(r *rec) {
 		f.Cause = ""
 	}
 	switch {
-	case r.lostReplies >= 2 && r.endAt == 0:
+	case f.Reason == trace.ReplyLost, r.lostReplies >= 2 && r.endAt == 0:
 		f.Reason = trace.ReplyLost
 	case r.resumed:
 		f.Cause = "what was sent later was taken for a new connection"
@@ -176,11 +176,10 @@ func (c *Correlator) selfCalled(f *trace.Flow) bool {
 
 // stayed reports whether the first packet never left the node: its endpoint was
 // picked, and connection tracking, which confirms a connection when its packet
-// leaves, has no entry for it. A datagram or SYN that waits for a neighbour's
-// address has been confirmed.
+// leaves, has no entry for it; through IPVS neither (net.ipv4.vs.conntrack is 1). A
+// datagram or SYN that waits for a neighbour's address has been confirmed.
 func (c *Correlator) stayed(r *rec) bool {
-	if !r.picked || r.newSeen || r.newArrived != 0 || r.answered || r.existing || r.oldEntries > 0 || r.destroyed ||
-		!rulesPick(r.f.Decision.Mode) {
+	if !r.picked || r.newSeen || r.newArrived != 0 || r.answered || r.existing || r.oldEntries > 0 || r.destroyed || r.relayed {
 		return false
 	}
 	// A SYN sent again is decided about anew, for there is no entry to go by.
@@ -330,7 +329,7 @@ func (c *Correlator) elsewhereEntry(r *rec) bool {
 	}
 	fromNode := c.decider.onNode(r.orig.Src().Addr())
 	w, ok := c.decider.at(r.seenTime, r.orig, fromNode, func(w *walked) bool { return w.effect == proxy.Forward })
-	if !ok || !rulesLead(w.decision.Mode) || w.decision.Mode == proxy.Userspace && c.decider.onNode(f.Reply.Src().Addr()) {
+	if !ok || w.decision.Mode == proxy.Userspace && c.decider.onNode(f.Reply.Src().Addr()) {
 		return false // that is where the proxy listens
 	}
 	if _, known := c.decider.at(r.seenTime, r.orig, fromNode, func(w *walked) bool { return w.find(f.Reply.Src()) != nil }); known {
@@ -417,7 +416,7 @@ func (c *Correlator) explainable(id trace.FlowID, t conntrack.Tuple, reason trac
 			ok = r.elsewhere || !r.newSeen && r.newArrived == 0 &&
 				(had == trace.DroppedOnNode || had == trace.DroppedByRule || r.told == trace.Unreachable)
 		}
-		if ok {
+		if ok || reason == trace.NotForwarded && had == trace.ReplyLost {
 			return r
 		}
 		return nil

@@ -155,6 +155,32 @@ func TestCauseOfAnswers(t *testing.T) {
 			t.Errorf("asked %+v", asked)
 		}
 	})
+	for name, tc := range map[string]struct {
+		again   int
+		with    func(*trace.Event)
+		outcome trace.Outcome
+		reason  trace.Reason
+	}{
+		"nobody acknowledged it":             {1, state(conntrack.TCPSynRecv), trace.Timeout, trace.ReplyLost},
+		"nor did the client try again":       {0, state(conntrack.TCPSynRecv), trace.Unknown, trace.NoReason},
+		"it was acknowledged after all":      {1, state(conntrack.TCPEstablished), trace.Closed, trace.IdleExpired},
+		"somebody deleted the entry instead": {1, func(e *trace.Event) { early(e); state(conntrack.TCPSynRecv)(e) }, trace.Unknown, trace.NoReason},
+	} {
+		t.Run("the entry expired, "+name, func(t *testing.T) {
+			l := newLab(t, nil)
+			k := l.conn(foo, pod, ep1).pick().new().synack()
+			for range tc.again {
+				l.wait(time.Second)
+				k.syn()
+			}
+			l.wait(10 * time.Second)
+			k.destroy(tc.with)
+			l.wait(time.Second)
+			if f := l.only(); f.Outcome != tc.outcome || f.Reason != tc.reason {
+				t.Errorf("%s for %q, want %s for %q", f.Outcome, f.Reason, tc.outcome, tc.reason)
+			}
+		})
+	}
 	t.Run("dropped by rp_filter", func(t *testing.T) {
 		l, _, asked := lookedFor(t, lost)
 		if len(asked) != 1 || asked[0].AnswerDevice != 9 || asked[0].Flow.Reason != trace.ReplyLost {

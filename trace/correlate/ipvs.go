@@ -210,7 +210,7 @@ func (c *Correlator) notScheduled(e *trace.Event) {
 		}
 	case w.effect == proxy.Reject: // as the rules were when they were read last
 		refused.Rule.Reason, lost = string(trace.DroppedOnNode), true
-	case w.decision.Mode == proxy.IPVS && !c.ipvs.weighted(e):
+	case w.decision.Mode == proxy.IPVS && c.ipvs.idle(e):
 		note = noServer
 	default: // rules that lead to endpoints, and it did not come to any
 		refused.Kind, refused.Rule.Reason, lost = trace.KindDrop, string(trace.DroppedOnNode), true
@@ -347,15 +347,20 @@ func (s *ipvsState) server(e *trace.Event) {
 	}
 }
 
-// weighted reports whether the last sample has a server that IPVS may pick for a
-// packet, so that it did not come there, or no further, for another reason.
-func (s *ipvsState) weighted(e *trace.Event) bool {
+// idle reports whether all servers that IPVS had for a packet had weight 0 when they
+// were sampled last, not long ago: then it picks none, and refuses. Without such a
+// sample the packet may have been dropped before IPVS, or behind it.
+func (s *ipvsState) idle(e *trace.Event) bool {
+	known := false
 	for _, x := range s.servers[virtualKey(e.Tuple.Proto(), e.Tuple.Dst())] {
-		if x.Weight > 0 && e.Time-x.time <= sampleKept {
-			return true
+		if e.Time-x.time > sampleKept {
+			continue
+		}
+		if known = true; x.Weight > 0 {
+			return false
 		}
 	}
-	return false
+	return known
 }
 
 func virtualKey(proto conntrack.Proto, a netip.AddrPort) conntrack.Tuple {

@@ -9,6 +9,7 @@ import (
 	"github.com/kptrace/kptrace/conntrack"
 	"github.com/kptrace/kptrace/proxy"
 	"github.com/kptrace/kptrace/trace"
+	"github.com/kptrace/kptrace/trace/correlate"
 )
 
 // inIPVS makes the lab's rules those of the IPVS mode.
@@ -134,6 +135,7 @@ func TestIPVS(t *testing.T) {
 			l.wait(2 * time.Second)
 		}, want: open, tried: []netip.AddrPort{ep1}},
 		{name: "no server", run: func(l *lab, k *conn) {
+			l.c.Handle(&trace.Event{Kind: trace.KindServer, Source: trace.IPVS, Time: l.now, Tuple: conntrack.NewTuple(conntrack.TCP, ep1, ap(vips[foo]))})
 			k.vip()
 			l.wait(1200 * ms)
 			k.vip()
@@ -283,26 +285,81 @@ func TestIPVSLoad(t *testing.T) {
 }
 
 // TestNotScheduledHasServers sends packets to a virtual server that no pick follows:
-// while IPVS had servers to pick, it is not for want of endpoints.
+// it is for want of endpoints where IPVS is known to have had none to pick.
 func TestNotScheduledHasServers(t *testing.T) {
 	for name, tc := range map[string]struct {
-		weight  uint32
+		weights []uint32
+		old     time.Duration
 		outcome trace.Outcome
 		reason  trace.Reason
 	}{
-		"a server with weight": {1, trace.Dropped, trace.DroppedOnNode},
-		"weights are 0":        {0, trace.Rejected, trace.NoEndpoints},
+		"a server with weight":       {[]uint32{1}, 0, trace.Dropped, trace.DroppedOnNode},
+		"one of two has weight":      {[]uint32{0, 1}, 0, trace.Dropped, trace.DroppedOnNode},
+		"weights are 0":              {[]uint32{0, 0}, 0, trace.Rejected, trace.NoEndpoints},
+		"weights were 0 a while ago": {[]uint32{0, 0}, time.Minute, trace.Dropped, trace.DroppedOnNode},
+		"nothing was sampled":        {nil, 0, trace.Dropped, trace.DroppedOnNode},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := inIPVS(newLab(t, nil), "rr")
 			k := l.conn(foo, pod, ep1)
-			l.c.Handle(&trace.Event{Kind: trace.KindServer, Source: trace.IPVS, Time: l.now,
-				Tuple: conntrack.NewTuple(conntrack.TCP, ep1, ap(vips[foo])), IPVS: trace.IPVSSample{Weight: tc.weight}})
+			for i, w := range tc.weights {
+				l.c.Handle(&trace.Event{Kind: trace.KindServer, Source: trace.IPVS, Time: l.now,
+					Tuple: conntrack.NewTuple(conntrack.TCP, []netip.AddrPort{ep1, ep2}[i], ap(vips[foo])), IPVS: trace.IPVSSample{Weight: w}})
+			}
+			l.pass(tc.old)
 			k.vip()
 			l.wait(2 * time.Second)
 			if f := l.only(); f.Outcome != tc.outcome || f.Reason != tc.reason {
 				t.Errorf("%s %s, want %s %s", f.Outcome, f.Reason, tc.outcome, tc.reason)
 			}
 		})
+	}
+}
+
+// TestStayedBehindIPVS has packets be dropped after IPVS has picked, and answers lost.
+func TestStayedBehindIPVS(t *testing.T) {
+	var asked []correlate.Inquiry
+	l := inIPVS(newLab(t, func(c *correlate.Config) { c.Inquire = func(i correlate.Inquiry) { asked = append(asked, i) } }), "rr")
+	k := l.conn(foo, pod, ep1).vip().ipvs()
+	l.wait(1000 * ms)
+	k.vip().ipvs()
+	l.wait(100 * ms)
+	l.failedFor(trace.DroppedOnNode, "")
+	if len(asked) != 1 || asked[0].Flow.Backend.Addr != ep1 {
+		t.Fatalf("asked %+v", asked)
+	}
+	l.c.Explain(asked[0].Flow.ID, asked[0].Flow.Tuple, trace.SourcePorts, "all")
+	l.failedFor(trace.SourcePorts, "all")
+
+	asked, l.flows = nil, map[trace.FlowID]*trace.Flow{}
+	k = l.conn(foo, "10.244.1.5:41000", ep2)
+	k.isn, k.ctid = 9000, 9
+	k.vip().ipvs().new()
+	l.pass(1 * ms)
+	k.synack()
+	for _, again := range []time.Duration{1000 * ms, 2000 * ms} {
+		l.wait(again)
+		k.syn()
+	}
+	l.wait(200 * ms)
+	l.failedFor(trace.ReplyLost, "")
+	if len(asked) != 1 {
+		t.Fatalf("asked %+v", asked)
+	}
+	l.c.Explain(asked[0].Flow.ID, asked[0].Flow.Tuple, trace.NotForwarded, "ip_forward")
+	l.failedFor(trace.NotForwarded, "ip_forward")
+}
+
+// TestElsewhereInIPVS shows an entry that another rule led elsewhere before IPVS.
+func TestElsewhereInIPVS(t *testing.T) {
+	var asked []correlate.Inquiry
+	l := inIPVS(newLab(t, func(c *correlate.Config) { c.Inquire = func(i correlate.Inquiry) { asked = append(asked, i) } }), "rr")
+	l.canAsk = true
+	k := l.conn(foo, pod, ap("10.244.9.9:80")).vip().new()
+	l.wait(1500 * ms)
+	k.entry()
+	l.failedFor(trace.SynUnanswered, "")
+	if len(asked) != 1 || !asked[0].Elsewhere {
+		t.Fatalf("asked %+v", asked)
 	}
 }

@@ -113,6 +113,11 @@ func (c *Correlator) decideByDestroy(r *rec, forced bool) {
 	case !r.tcp():
 		last(f).Outcome = tryTimeout
 		c.end(r, trace.Timeout, trace.NoReply, "")
+	case answered && r.goneState == conntrack.TCPSynRecv && !r.goneEarly && r.lostReplies > 0:
+		// The client sent its SYN again, and nobody acknowledged the answer, or
+		// turned it down.
+		last(f).Outcome = tryTimeout
+		c.end(r, trace.Timeout, trace.ReplyLost, "")
 	case answered:
 		last(f).Outcome = tryEstablished
 		switch r.goneState {
