@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/kptrace/kptrace/proxy"
 )
 
 // ErrNoLab says that no lab runs.
@@ -45,8 +47,10 @@ type Reply struct {
 	Exited bool `json:"exited,omitempty"`
 	Code   int  `json:"code,omitempty"`
 	// Incident is the number of the incident that happened.
-	Incident int     `json:"incident,omitempty"`
-	Status   *Status `json:"status,omitempty"`
+	Incident int `json:"incident,omitempty"`
+	// Mode is the mode of the nodes' proxies, beside Incident.
+	Mode   proxy.Mode `json:"mode,omitempty"`
+	Status *Status    `json:"status,omitempty"`
 }
 
 // Status is what a lab says of itself.

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kptrace/kptrace/proxy"
 )
 
 // Control is a connection to a running lab, from any process of the same
@@ -94,10 +96,11 @@ func (c *Control) Status() (*Status, error) {
 	return r.Status, err
 }
 
-// Happened is Lab.Happened.
-func (c *Control) Happened() (int, error) {
+// Happened is the number of the last Incident, 0 if there was none, and the mode of
+// the nodes' proxies.
+func (c *Control) Happened() (int, proxy.Mode, error) {
 	r, err := c.ask(Request{Op: "incident"})
-	return r.Incident, err
+	return r.Incident, r.Mode, err
 }
 
 // Incident is Lab.Incident.

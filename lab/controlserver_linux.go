@@ -96,7 +96,7 @@ func (c *controlConn) serve(ctx context.Context) {
 		}
 		c.reply(Reply{Err: text(err)})
 	case "incident":
-		c.reply(Reply{Incident: c.lab.Happened()})
+		c.reply(Reply{Incident: c.lab.Happened(), Mode: c.lab.mode()})
 	case "heal":
 		c.reply(Reply{Err: text(c.lab.Heal(ctx))})
 	case "break":

@@ -43,6 +43,8 @@ type Incident struct {
 	Userspace bool
 
 	do step
+	// at are the pods at which tries fail, in userspace mode; empty is anywhere.
+	at []string
 }
 
 // step is what an incident does, in this order.

@@ -36,7 +36,10 @@ func (l *Lab) Incident(ctx context.Context, n int) error {
 	if n < 1 || n > len(all) {
 		return fmt.Errorf("lab: no incident %d: there are 1 to %d", n, len(all))
 	}
-	in := &all[n-1]
+	in, never := all[n-1].In(l.mode())
+	if never != "" {
+		return fmt.Errorf("lab: incident %s cannot happen in mode %s: %s", in.Name, l.mode(), never)
+	}
 	l.reportMu.Lock()
 	l.incident, l.healed = n, false
 	l.reportMu.Unlock()
@@ -236,7 +239,7 @@ func (l *Lab) signalBeside(sig syscall.Signal) error {
 
 // endProxy ends the node's proxy, which is to be one in userspace mode.
 func (l *Lab) endProxy() error {
-	if i := slices.Index(l.cfg.ProxyArgs, "--mode"); i < 0 || i+1 >= len(l.cfg.ProxyArgs) || l.cfg.ProxyArgs[i+1] != string(proxy.Userspace) {
+	if l.mode() != proxy.Userspace {
 		return errors.New("only the userspace proxy ends connections with itself: the lab needs --mode userspace")
 	}
 	l.nodesMu.Lock()
@@ -391,7 +394,8 @@ func (l *Lab) Heal(ctx context.Context) error {
 	if n == 0 || healed {
 		return nil
 	}
-	s := Incidents()[n-1].do
+	in, _ := Incidents()[n-1].In(l.mode())
+	s := in.do
 	if err := l.endWork(); err != nil {
 		return err
 	}

@@ -144,6 +144,14 @@ func (l *Lab) StartNode(name string) error {
 // besideKey names the proxy of a node beside which an agent runs.
 func besideKey(node string) string { return node + " (kube-proxy)" }
 
+// mode is the mode that was asked for.
+func (l *Lab) mode() proxy.Mode {
+	if i := slices.Index(l.cfg.ProxyArgs, "--mode"); i >= 0 && i+1 < len(l.cfg.ProxyArgs) {
+		return proxy.Mode(l.cfg.ProxyArgs[i+1])
+	}
+	return proxy.IPTables
+}
+
 // flavour is the flavour of iptables that was asked for.
 func (l *Lab) flavour() string {
 	if i := slices.Index(l.cfg.ProxyArgs, "--iptables-flavour"); i >= 0 && i+1 < len(l.cfg.ProxyArgs) {

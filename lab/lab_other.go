@@ -104,7 +104,7 @@ func (*Control) Status() (*Status, error) { return nil, errLinux }
 func (*Control) Fault(string, string, time.Duration) error { return errLinux }
 
 // Happened fails: there is no lab.
-func (*Control) Happened() (int, error) { return 0, errLinux }
+func (*Control) Happened() (int, proxy.Mode, error) { return 0, "", errLinux }
 
 // Incident fails: there is no lab.
 func (*Control) Incident(int) error { return errLinux }

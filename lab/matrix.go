@@ -16,11 +16,15 @@ import (
 type Explained struct {
 	Began         time.Time
 	Reason, Cause string
+	// Pod ("NAMESPACE/NAME") is the endpoint whose try failed, of a connection that
+	// reached another one; empty if it is the connection that failed.
+	Pod string
 	// Line is all that was said.
 	Line string
 }
 
-// ReadExplained reads what kptrace follow -o jsonl prints.
+// ReadExplained reads what kptrace follow -o jsonl prints. Of a connection that
+// came to an endpoint in the end each try that failed counts.
 func ReadExplained(jsonl string) ([]Explained, error) {
 	var list []Explained
 	for line := range strings.Lines(jsonl) {
@@ -29,7 +33,13 @@ func ReadExplained(jsonl string) ([]Explained, error) {
 			return nil, fmt.Errorf("lab: %w: %s", err, line)
 		}
 		if f.Outcome.Failed() || f.Reason != "" {
-			list = append(list, Explained{f.Time, string(f.Reason), f.Cause, strings.TrimSpace(line)})
+			list = append(list, Explained{f.Time, string(f.Reason), f.Cause, "", strings.TrimSpace(line)})
+			continue
+		}
+		for i := range f.Attempts {
+			if a := &f.Attempts[i]; a.Reason != "" && a.Time != nil {
+				list = append(list, Explained{*a.Time, string(a.Reason), a.Cause, f.Service.Namespace + "/" + a.Pod, strings.TrimSpace(line)})
+			}
 		}
 	}
 	return list, nil
@@ -64,6 +74,13 @@ func (in *Incident) Judge(list []Explained) MatrixRow {
 	for _, x := range list {
 		if time.Since(x.Began) < max(settled, in.Late) {
 			continue
+		}
+		switch {
+		case x.Pod == "":
+		case in.Name == "": // it came to an endpoint
+			continue
+		case len(in.at) > 0 && !slices.Contains(in.at, x.Pod):
+			x.Reason += " at " + x.Pod
 		}
 		if vague(x.Reason) && x.Cause != "" && x.Reason != string(in.Reason) {
 			x.Reason += " (" + x.Cause + ")"

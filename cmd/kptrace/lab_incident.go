@@ -81,15 +81,18 @@ It lasts until Ctrl-C or kptrace lab down. docs/incidents.md is a tutorial.`,
 			if err := f.check(); err != nil {
 				return err
 			}
-			if n == 0 {
-				n = 1 + rand.N(len(lab.Incidents()))
+			if err := f.refuseGuest(cmd); err != nil {
+				return err
 			}
-			in := lab.Incidents()[n-1]
-			switch {
-			case in.Userspace && !cmd.Flags().Changed("mode"):
+			if n == 0 {
+				n = anyIncident(proxy.Mode(f.mode))
+			}
+			if lab.Incidents()[n-1].Userspace && !cmd.Flags().Changed("mode") {
 				f.mode = string(proxy.Userspace)
-			case in.Userspace != (f.mode == string(proxy.Userspace)), !in.Userspace && f.mode != string(proxy.IPTables):
-				return usageErr(errors.New("incidents are made for the iptables mode, and --list says which for the userspace mode"))
+			}
+			in, never := lab.Incidents()[n-1].In(proxy.Mode(f.mode))
+			if never != "" {
+				return usageErr(fmt.Errorf("incident %s cannot happen in mode %s: %s", in.Name, f.mode, never))
 			}
 			cfg := f.config()
 			if in.Userspace {
@@ -111,6 +114,16 @@ It lasts until Ctrl-C or kptrace lab down. docs/incidents.md is a tutorial.`,
 	return cmd
 }
 
+// anyIncident picks one that can happen in a mode, by chance.
+func anyIncident(mode proxy.Mode) int {
+	for {
+		n := 1 + rand.N(len(lab.Incidents()))
+		if _, never := lab.Incidents()[n-1].In(mode); never == "" {
+			return n
+		}
+	}
+}
+
 func listIncidents(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for i, in := range lab.Incidents() {
@@ -129,14 +142,14 @@ func revealIncident(cmd *cobra.Command, name string) error {
 		return err
 	}
 	defer control.Close()
-	n, err := control.Happened()
+	n, mode, err := control.Happened()
 	if err != nil {
 		return err
 	}
 	if n == 0 {
 		return errors.New("nothing has happened in this lab (yet)")
 	}
-	in := lab.Incidents()[n-1]
+	in, _ := lab.Incidents()[n-1].In(mode)
 	fmt.Fprintf(cmd.OutOrStdout(), "Incident %d, %s: %s\n", n, in.Name, in.Answer)
 	if in.Reason != "" {
 		fmt.Fprintf(cmd.OutOrStdout(), "kptrace calls it %s: kptrace help reasons\n", in.Reason)
@@ -149,7 +162,16 @@ func revealIncident(cmd *cobra.Command, name string) error {
 
 func changeIncident(cmd *cobra.Command, name string, n int) error {
 	if n == 0 {
-		n = 1 + rand.N(len(lab.Incidents()))
+		control, err := lab.DialControl(cmd.Context(), labSockets(name))
+		if err != nil {
+			return err
+		}
+		_, mode, err := control.Happened()
+		control.Close()
+		if err != nil {
+			return err
+		}
+		n = anyIncident(mode)
 	}
 	for _, do := range []func(*lab.Control) error{(*lab.Control).Heal, func(c *lab.Control) error { return c.Incident(n) }} {
 		control, err := lab.DialControl(cmd.Context(), labSockets(name))
