@@ -32,6 +32,9 @@ type Incident struct {
 	// happens, Late how long after their begin it is known why, if not soon.
 	Once bool
 	Late time.Duration
+	// UnderWay is for how long before it happens connections have begun that fail, if
+	// those do that are under way.
+	UnderWay time.Duration
 	// After is how long connections go on to fail for it when it is undone.
 	After time.Duration
 	// RulesOf says that it is done to the rules of the iptables mode.
@@ -186,6 +189,9 @@ func Incidents() []Incident {
 		{Name: "forgotten", Service: "foo", Symptom: "requests on some connections to http://foo.shop that were open for a while ended in a reset, once", Reason: trace.EntryLost, Once: true, Late: 5 * time.Second,
 			Answer: "Somebody deleted the node's entries of established connections.",
 			do:     step{forget: true}},
+		{Name: "invalid", RulesOf: true, Service: "foo", Symptom: "requests on some connections to http://foo.shop that were open for a while hung, once", Reason: trace.InvalidDropped, Once: true, Late: 5 * time.Second, UnderWay: 4 * time.Second,
+			Answer: "nf_conntrack_tcp_loose was set to 0, and somebody deleted the node's entries of established connections: what belongs to these is INVALID, and dropped.",
+			do:     step{sysctls: []setting{{"net/netfilter/nf_conntrack_tcp_loose", "0", "1"}}, forget: true}},
 		{Name: "eviction", Service: "foo", Symptom: "for a moment requests to http://foo.shop hung", Reason: trace.EndpointGone, Also: trace.RulesBehind, Once: true,
 			Answer: "Pods foo-2 and foo-3 died; until the API said so connections were still sent to them.",
 			do:     step{faults: [][2]string{{FaultBlackhole, "shop/foo-2"}, {FaultBlackhole, "shop/foo-3"}}, pause: 600 * time.Millisecond, edit: endpoints("foo", only("foo-1"))}},

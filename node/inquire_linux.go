@@ -111,6 +111,9 @@ func (q *inquirer) run(ctx context.Context) error {
 // says why there is none.
 func (q *inquirer) why(ctx context.Context, in correlate.Inquiry) (reason trace.Reason, cause string) {
 	f := in.Flow
+	if !in.Invalid.IsZero() {
+		return q.invalid(ctx, in)
+	}
 	if f.Reason == trace.ReplyLost {
 		return whyLost(in)
 	}
@@ -205,6 +208,32 @@ func (q *inquirer) whyTry(ctx context.Context, in correlate.Inquiry) (reason tra
 	}
 	if t := foreignTables(q.state.NFTables); len(t) > 0 {
 		return trace.NoReason, "the rules of nf_tables in " + strings.Join(t, ", ") + " were not evaluated"
+	}
+	return trace.NoReason, ""
+}
+
+// invalid says which rule or policy of FORWARD drops a segment that is INVALID on every
+// way, no reason if none does.
+func (q *inquirer) invalid(ctx context.Context, in correlate.Inquiry) (reason trace.Reason, cause string) {
+	const ack = 16
+	if err := q.refresh(ctx, in.Flow.Start); err != nil {
+		return trace.NoReason, ""
+	}
+	src, dst := in.Invalid.Src(), in.Invalid.Dst()
+	pkt := xtables.Packet{
+		Proto: in.Invalid.Proto().String(), Src: src.Addr(), SPort: src.Port(), Dst: dst.Addr(), DPort: dst.Port(),
+		In: deviceTo(src.Addr()), Out: deviceTo(dst.Addr()), State: xtables.StateInvalid, TCPFlags: ack,
+	}
+	for _, p := range append([]*liverules.Program{q.rules}, q.others...) {
+		leaves := p.Station(pkt, xtables.Station{Hook: "forward", Table: "filter", Chain: "FORWARD", If: xtables.Unknown}, false)
+		stays := func(l xtables.Leaf) bool { return l.Verdict != xtables.Drop && l.Verdict != xtables.Reject }
+		if len(leaves) == 0 || slices.ContainsFunc(leaves, stays) || len(leaves[0].Steps) == 0 {
+			continue
+		}
+		w := liverules.Way{Leaf: leaves[0]}
+		last := &w.Steps[len(w.Steps)-1]
+		w.Owner = liverules.Owner(last.Table, last.Chain, last.Rule)
+		return trace.InvalidDropped, lastStep(&w)
 	}
 	return trace.NoReason, ""
 }

@@ -36,10 +36,10 @@ func Inspect(ctx context.Context) (*check.State, []string, error) {
 }
 
 // inspectPart is Inspect without the rules of iptables mode of Services that in
-// leaves out, nil none.
+// leaves out, nil none; where it leaves out some, without those of nftables mode.
 func inspectPart(ctx context.Context, in func(service string) bool) (*check.State, []string, error) {
 	s, notes, err := look(ctx, in)
-	if err == nil && slices.ContainsFunc(s.NFTables, ofKubeProxy) {
+	if err == nil && in == nil && slices.ContainsFunc(s.NFTables, ofKubeProxy) {
 		p, more, err := nftProgram(ctx, s, false)
 		if err != nil {
 			notes = append(notes, "the rules of the nftables mode were not looked at: "+err.Error())

@@ -20,6 +20,13 @@ const (
 	reportSizeICMP = 128
 )
 
+// InvalidSegment matches a segment of a connection that connection tracking takes for
+// INVALID, not too many a second: there is no entry to tell whose it is.
+const InvalidSegment = "-p tcp -m tcp --tcp-flags FIN,SYN,RST NONE -m conntrack --ctstate INVALID -m limit --limit 100/sec --limit-burst 500"
+
+// InvalidPurpose is what a rule with that match and an NFLOG target is for.
+const InvalidPurpose = "report a segment that connection tracking takes for INVALID"
+
 // Reports is a set of rules that report the life of connections and whose number
 // does not grow with Services: addresses are in ipsets, and one rule serves all.
 // The IPVS mode has them, and whoever watches another kube-proxy. They decide
@@ -66,10 +73,15 @@ func (r *Reports) AddTo(l *xtables.Layout) []*Rule {
 		w.log(ChainTrace, TagICMP, "", "-p "+icmp, reportSizeICMP, "report an ICMP error about a service connection"),
 		"-m set --match-set "+r.Virtual+" dst,dst -j "+ChainLife,
 		"-m set --match-set "+r.Real+" src,src -j "+ChainLife)
+	var invalid []string
+	if r.Rules {
+		w.jump("FORWARD", ChainTrace, "-p tcp -m conntrack --ctstate INVALID")
+		invalid = append(invalid, w.log(ChainLife, TagInvalid, "", InvalidSegment, reportSize, InvalidPurpose))
+	}
 	life := func(kind TagKind, id, match, purpose string) string {
 		return w.log(ChainLife, kind, id, match, reportSize, purpose)
 	}
-	w.chain(ChainLife,
+	w.chain(ChainLife, append(invalid,
 		life(TagSynAck, "", "-p tcp -m tcp --tcp-flags SYN,ACK SYN,ACK", "report the answer to a SYN"),
 		life(TagFin, "", "-p tcp -m tcp --tcp-flags FIN FIN", "report the end of one direction"),
 		life(TagRst, "", "-p tcp -m tcp --tcp-flags RST RST", "report a reset"),
@@ -78,7 +90,7 @@ func (r *Reports) AddTo(l *xtables.Layout) []*Rule {
 		life(TagRst, "", "-p sctp -m sctp --chunk-types any ABORT", "report an abort"),
 		life(TagReply, "", "-p udp -m conntrack --ctdir REPLY", "report the first answer of a UDP flow"),
 		life(TagSyn, "", "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate ESTABLISHED", "report a SYN sent again after the answer"),
-		life(TagSyn, IDVirtual, "-m conntrack --ctstate NEW", "report a connection to a Service before an endpoint is picked, and each SYN sent again"))
+		life(TagSyn, IDVirtual, "-m conntrack --ctstate NEW", "report a connection to a Service before an endpoint is picked, and each SYN sent again"))...)
 	w.chain(ChainPick,
 		w.log(ChainPick, TagPick, r.PickID, r.Picked, reportSize, "report which endpoint was picked: it is the packet's destination"))
 	own := ""

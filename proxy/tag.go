@@ -30,12 +30,13 @@ const (
 	TagICMP            // an ICMP error about a translated connection
 	TagReply           // the first answer of a UDP flow
 	TagRequest         // a request that names the span which sent it
+	TagInvalid         // a segment that connection tracking takes for INVALID
 )
 
 var tagKinds = [...]string{
 	TagNone: "", TagPick: "pick", TagMiss: "miss", TagReject: "reject", TagDrop: "drop",
 	TagSyn: "syn", TagSynAck: "synack", TagFin: "fin", TagRst: "rst", TagICMP: "icmp", TagReply: "reply",
-	TagRequest: "request",
+	TagRequest: "request", TagInvalid: "invalid",
 }
 
 // String returns the kind as it stands in a tag.

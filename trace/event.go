@@ -106,11 +106,14 @@ const (
 	KindTemplate
 	// KindState is a sample of one connection in the table of IPVS.
 	KindState
+	// KindInvalid is of an NFLOG rule again: a segment that connection tracking takes
+	// for INVALID, on its way through the node.
+	KindInvalid
 )
 
 var eventKinds = [...]string{
 	"none", "pick", "miss", "reject", "drop", "syn", "synack", "fin", "rst", "icmp", "reply",
-	"new", "destroy", "entry", "gone", "try-failed", "connected", "relay-end", "server", "template", "state",
+	"new", "destroy", "entry", "gone", "try-failed", "connected", "relay-end", "server", "template", "state", "invalid",
 }
 
 // String returns the kind in lower case.
@@ -144,6 +147,8 @@ func KindOf(t proxy.TagKind) EventKind {
 		return KindICMP
 	case proxy.TagReply:
 		return KindReply
+	case proxy.TagInvalid:
+		return KindInvalid
 	}
 	return KindNone
 }

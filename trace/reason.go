@@ -18,22 +18,23 @@ const (
 	Localnet          Reason = "localnet"
 
 	// Stopped on the node, on the way to the endpoint or back.
-	DroppedByRule Reason = "dropped-by-rule"
-	PolicyDrop    Reason = "policy-drop"
-	NotForwarded  Reason = "not-forwarded"
-	NoRoute       Reason = "no-route"
-	RPFilter      Reason = "rp-filter"
-	SourcePorts   Reason = "source-ports"
-	DroppedOnNode Reason = "dropped-on-node"
-	ReplyLost     Reason = "reply-lost"
-	ReplyRPFilter Reason = "reply-rp-filter"
-	ReplyBypassed Reason = "reply-bypassed"
-	Hairpin       Reason = "hairpin"
-	Untranslated  Reason = "untranslated"
-	IdleExpired   Reason = "idle-expired"
-	EntryLost     Reason = "entry-lost"
-	TooLarge      Reason = "too-large"
-	StaleEntry    Reason = "stale-entry"
+	DroppedByRule  Reason = "dropped-by-rule"
+	PolicyDrop     Reason = "policy-drop"
+	NotForwarded   Reason = "not-forwarded"
+	NoRoute        Reason = "no-route"
+	RPFilter       Reason = "rp-filter"
+	SourcePorts    Reason = "source-ports"
+	DroppedOnNode  Reason = "dropped-on-node"
+	ReplyLost      Reason = "reply-lost"
+	ReplyRPFilter  Reason = "reply-rp-filter"
+	ReplyBypassed  Reason = "reply-bypassed"
+	Hairpin        Reason = "hairpin"
+	Untranslated   Reason = "untranslated"
+	IdleExpired    Reason = "idle-expired"
+	EntryLost      Reason = "entry-lost"
+	InvalidDropped Reason = "invalid-dropped"
+	TooLarge       Reason = "too-large"
+	StaleEntry     Reason = "stale-entry"
 	// LargeUnacknowledged says what was seen, and not that it was the MTU.
 	LargeUnacknowledged Reason = "large-unacknowledged"
 	// ConntrackFull is what check calls its finding, too.
@@ -134,6 +135,9 @@ func Reasons() []ReasonInfo {
 		{EntryLost, "Connection tracking had lost the connection's entry, so that what was sent later was taken for a new connection, and went to another endpoint or to none.",
 			"The first packet seen of it is no SYN, or made an entry in mid-connection, and no entry of it expired before (that would be idle-expired).",
 			"Who empties the table (conntrack -E -e DESTROY)? A restart of the CNI, conntrack -F; a table that was full throws out entries (early_drop in conntrack -S)."},
+		{InvalidDropped, "Connection tracking takes segments of the connection for INVALID, and a rule of the node drops them: they are sent again and again, and the connection hangs.",
+			"The same segment was reported as INVALID once more when it was sent again, and the live rules of FORWARD drop what is; the rule stands beside the reason.",
+			"Was the entry removed (it stands beside the reason then; conntrack -E -e DESTROY) where nf_conntrack_tcp_loose is 0? Segments out of the window, as where packets of one direction take another way past the node (tcpdump, nf_conntrack_log_invalid): nf_conntrack_tcp_be_liberal, kube-proxy's --conntrack-tcp-be-liberal."},
 		{TooLarge, "Large packets of the connection do not get through: they exceed the MTU of a link on the way, and the sender does not heed the ICMP error that says so.",
 			"The error (fragmentation needed, packet too big) was seen more than once, 200 ms apart and more: the sender sent the same size again.",
 			"A firewall that drops ICMP on the way to the sender or in it; the MTU of the CNI's devices against that of the nodes' network; TCPMSS --clamp-mss-to-pmtu."},

@@ -71,6 +71,7 @@ func causes(t *testing.T, setup, only string, flags []string) {
 			time.Sleep(after + calm)
 		}
 		began := time.Now()
+		time.Sleep(in.UnderWay)
 		d.must("lab", "incident", fmt.Sprint(n+1), "--change")
 		if !in.Once {
 			began = time.Now().Add(after + calm)

@@ -228,7 +228,14 @@ func (r *renderer) trace(f *fixed) {
 	if r.cfg.RequestGroup != 0 {
 		r.requests(f)
 	}
-	rules := []string{"-m conntrack ! --ctstate DNAT -j RETURN"}
+	var rules []string
+	if !r.cfg.KeepInvalid { // KUBE-FORWARD drops them
+		tag := proxy.Tag{Kind: proxy.TagInvalid}
+		f.jumps = append(f.jumps, jumpRule{"mangle", "FORWARD", line("-p tcp", "-m conntrack --ctstate INVALID", about, jump(chainTrace)), chainTrace})
+		rules = append(rules, line(proxy.InvalidSegment, r.nflog(tag, nflogSize)))
+		f.tagged = append(f.tagged, &proxy.Rule{Tag: tag, Table: "mangle", Chain: chainTrace, Purpose: proxy.InvalidPurpose})
+	}
+	rules = append(rules, "-m conntrack ! --ctstate DNAT -j RETURN")
 	for _, life := range []struct {
 		kind           proxy.TagKind
 		match, purpose string

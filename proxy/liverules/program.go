@@ -326,7 +326,7 @@ func (p *Program) Station(pkt xtables.Packet, s xtables.Station, fromNode bool) 
 }
 
 func (p *Program) walk(f *family, in xtables.Packet, stations []xtables.Station, o xtables.Oracles) []xtables.Leaf {
-	if in.Proto == conntrack.TCP.String() {
+	if in.Proto == conntrack.TCP.String() && in.TCPFlags == 0 {
 		in.TCPFlags = tcpSYN
 	}
 	return f.walker.Walk(in, stations, o)

@@ -69,6 +69,7 @@ func TestCausesBesideUpstream(t *testing.T) {
 			time.Sleep(after + calm)
 		}
 		began := time.Now()
+		time.Sleep(in.UnderWay)
 		together(t, sites, func(s *site) error {
 			if !s.meets(&in) {
 				return nil

@@ -24,6 +24,13 @@ func (c *Correlator) cause(r *rec) {
 		f.Reason, f.Cause = trace.LargeUnacknowledged, r.unacked
 		return
 	}
+	if r.invalid.cause != "" {
+		f.Reason, f.Cause = trace.InvalidDropped, r.invalid.cause
+		if r.entryTaken() {
+			f.Cause = "its entry had been removed; " + f.Cause
+		}
+		return
+	}
 	if !f.Outcome.Failed() || r.direct {
 		if r.aside != nil && !r.direct && f.Reason == trace.NoReason {
 			f.Reason, f.Cause = r.aside.reason, r.aside.cause
@@ -398,8 +405,8 @@ func (c *Correlator) stale(r *rec, e *trace.Event) {
 }
 
 // explainable returns a flow's record if what it failed for can be made more exact
-// by who was asked: an answer that was not seen or got lost by what became of it, and
-// anything else as long as there is no entry in connection tracking, or one that leads
+// by who was asked: an answer that was not seen or got lost by what became of it,
+// those INVALID segments that it was asked about, and anything else as long as there is no entry in connection tracking, or one that leads
 // elsewhere. Nil if not, or if the flow is not known any more.
 func (c *Correlator) explainable(id trace.FlowID, t conntrack.Tuple, reason trace.Reason) *rec {
 	for r := c.find(t); r != nil; r = r.older {
@@ -412,6 +419,8 @@ func (c *Correlator) explainable(id trace.FlowID, t conntrack.Tuple, reason trac
 			ok = had == trace.SynUnanswered
 		case trace.ReplyRPFilter:
 			ok = had == trace.ReplyLost
+		case trace.InvalidDropped:
+			ok = r.invalid.asked
 		default:
 			ok = r.elsewhere || !r.newSeen && r.newArrived == 0 &&
 				(had == trace.DroppedOnNode || had == trace.DroppedByRule || r.told == trace.Unreachable)
@@ -433,6 +442,11 @@ func (c *Correlator) Explain(id trace.FlowID, t conntrack.Tuple, reason trace.Re
 		return
 	}
 	f := c.edit(r)
+	if reason == trace.InvalidDropped {
+		r.invalid.cause = cause
+		c.emit(r)
+		return
+	}
 	if r.settled, r.told = true, reason; reason == trace.NoReason {
 		r.told = f.Reason
 	}

@@ -49,7 +49,7 @@ type Config struct {
 	Ask func(conntrack.Tuple) bool
 	// Inquire is told once of each failed flow whose first packet did not leave the
 	// node, or went elsewhere than to an endpoint, or whose answer was not seen or got
-	// lost, and must not call back: who can find out why tells Correlator.Explain
+	// lost, and of each whose segments are INVALID to connection tracking, and must not call back: who can find out why tells Correlator.Explain
 	// later. Nil is nobody.
 	Inquire func(Inquiry)
 	// Direct says whether connections past Services are shown; they are counted
@@ -82,6 +82,9 @@ type Inquiry struct {
 	// AnswerDevice is the one its answer came in by, ISN the sequence number of its
 	// SYN; 0 if that is not known.
 	AnswerDevice, ISN uint32
+	// Invalid is a segment of it that connection tracking took for INVALID again and
+	// again; zero if that is not what is asked.
+	Invalid conntrack.Tuple
 	// Elsewhere says that it was sent to what is no endpoint, and not dropped.
 	Elsewhere bool
 	// Try is the number of the try of the userspace proxy that failed, 1 being the

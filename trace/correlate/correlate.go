@@ -86,6 +86,8 @@ func (c *Correlator) Handle(e *trace.Event) {
 		} else {
 			c.packet(e)
 		}
+	case trace.KindInvalid:
+		c.invalidSegment(e)
 	case trace.KindNew:
 		c.created(e)
 	case trace.KindDestroy:

@@ -9,10 +9,11 @@ import (
 )
 
 const (
-	hookOutput = 3
-	flagSYN    = 2
-	flagACK    = 16
-	notKept    = "the endpoint is in no generation of the rules that is kept"
+	hookForward = 2
+	hookOutput  = 3
+	flagSYN     = 2
+	flagACK     = 16
+	notKept     = "the endpoint is in no generation of the rules that is kept"
 )
 
 // decide writes what a pick decided to the update of r being written, and reports

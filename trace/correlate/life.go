@@ -259,7 +259,7 @@ func (c *Correlator) finish(r *rec) {
 // is still to come would otherwise be taken for another connection: an answer
 // of the kernel can be quicker than the event on a busy machine.
 func (r *rec) over() bool {
-	if r.refused || r.f.Reason == trace.IdleExpired { // what goes on after that has an entry too
+	if r.refused || r.f.Reason == trace.IdleExpired || r.entryTaken() { // what goes on after that has an entry too
 		return false
 	}
 	return r.destroyed || r.counted && !r.halfClosed && (r.newArrived != 0 || r.existing)

@@ -66,6 +66,7 @@ type rec struct {
 	tooBigAt int64
 	tooLarge string
 	large    large
+	invalid  invalid
 	// unacked is what is said if large packets were never acknowledged.
 	unacked string
 	// told is a reason that is known for certain, and settled says that it is
