@@ -91,12 +91,13 @@ func userspaceIncidents() map[string]variant {
 	)
 	return map[string]variant{
 		"closed-port": {}, "silent-pod": {}, "crash": {}, "selector": {}, "probes": {}, "port-name": {}, "local": {}, "ranges": {},
-		"silent-dns": {}, "impatient": {}, "route": {}, "shadow": {}, "bypass": {}, "ports": {}, "rollout": {}, "restart": {},
+		"silent-dns": {}, "impatient": {}, "route": {}, "shadow": {}, "bypass": {}, "ports": {}, "rollout": {},
 		"policy": {own: true}, "firewall": {own: true},
 		"one-way":    {own: true, reason: trace.SynUnanswered},
 		"stuck":      {reason: trace.EndpointRefused},                        // a client whose pod failed is kept there no more
 		"vanished":   {reason: trace.SynUnanswered, also: trace.Unreachable}, // a dial ends before the node gives up
 		"eviction":   {reason: trace.SynUnanswered, also: trace.EndpointGone},
+		"restart":    {also: trace.Untranslated}, // of connections that begin while there are no rules
 		"docker":     {never: through},
 		"forwarding": {never: through},
 		"guard":      {never: through},

@@ -72,6 +72,8 @@ func TestReasonsHaveFaults(t *testing.T) {
 		// endpoints. What the rule drops is reported by nobody: its chain KUBE-FIREWALL
 		// is the kubelet's, too, and has no rules of ours. So only explain speaks of it.
 		trace.Localnet: "proxy/iptables, TestWalkLocalnet",
+		// It needs somebody who follows paths.
+		trace.NotTracked: "cmd/kptrace, TestPathOfUntracked",
 	}
 	all := lab.Incidents()
 	names, provoked := map[string]bool{}, map[trace.Reason]bool{}

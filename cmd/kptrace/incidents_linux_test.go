@@ -152,6 +152,7 @@ func TestCausesRestart(t *testing.T) {
 		if !in.Userspace {
 			continue
 		}
+		in, _ := in.In(proxy.Userspace)
 		d := newDesk(t)
 		up := d.start("kptrace", "lab", "incident", fmt.Sprint(n+1))
 		up.await(up.err, "starting it again", 60*time.Second)

@@ -234,7 +234,7 @@ func TestPathOfUntracked(t *testing.T) {
 			t.Parallel()
 			w, _ := pathWorld(t, flavour)
 			w.run("", "iptables-"+flavour, "-w", "-t", "raw", "-A", "OUTPUT", "-d", "10.96.0.10/32", "-j", "CT", "--notrack")
-			f := w.followPaths(flavour)
+			f := w.followPaths()
 			if err := w.ns.Do(func() error {
 				if c, err := net.DialTimeout("tcp", "10.96.0.10:80", 100*time.Millisecond); err == nil {
 					c.Close()
