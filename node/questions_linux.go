@@ -164,6 +164,43 @@ func (n *node) explain(ctx context.Context, req relay.ExplainRequest) ([]explain
 	return out, nil
 }
 
+// services reads what the live rules do with every Service.
+func (n *node) services(ctx context.Context, req relay.ServicesRequest) (relay.ServicesResponse, error) {
+	out := relay.ServicesResponse{Node: n.cfg.Name}
+	v := n.view()
+	if v == nil {
+		return out, errors.New("the node has not programmed anything yet")
+	}
+	if v.Mode != proxy.IPTables && v.Mode != proxy.NFTables {
+		return out, relay.NotFound("the rules of %s, in %s mode, do not say which endpoints a Service has: name one, kptrace explain svc/NAME", n.cfg.Name, v.Mode)
+	}
+	s, _, err := look(ctx, nil)
+	if err != nil {
+		return out, err
+	}
+	out.Mode = v.Mode
+	if v.Mode == proxy.NFTables {
+		p, notes, err := nftProgram(ctx, s, true)
+		if err != nil {
+			return out, err
+		}
+		out.Rules, out.Services, out.Notes = n.liveRules("nftables"), p.Services(), notes
+	} else {
+		rulesets, flavour := liveKube(s)
+		out.Rules = n.liveRules("iptables-" + flavour)
+		out.Services = liverules.New(liverules.Config{Addrs: s.Addrs, Snapshot: v.Snapshot, Overlay: v.Overlay}, rulesets...).Services()
+	}
+	asked := func(name proxy.PortName) bool { return req.Namespace == "" || name.Namespace == req.Namespace }
+	out.Services = slices.DeleteFunc(out.Services, func(s *liverules.Service) bool { return !asked(s.Name) })
+	out.Snapshot = partOf(v.Snapshot, asked)
+	return out, nil
+}
+
+// liveRules says which rules an answer is of.
+func (n *node) liveRules(kind string) string {
+	return "the live rules of " + n.cfg.Name + " (" + kind + ")"
+}
+
 // untraced leaves out the rules by which paths are traced just now, as what is
 // observed does.
 func untraced(a *explain.Answer) {
@@ -183,15 +220,7 @@ func untraced(a *explain.Answer) {
 
 // live walks the rules of the flavour that serves.
 func (n *node) live(ctx context.Context, v *proxy.View, s *check.State) func(proxy.Packet) (explain.Answer, error) {
-	var rulesets []*xtables.Ruleset
-	flavour := ""
-	for _, fa := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
-		i := slices.IndexFunc(s.Dumps, func(d xtables.Dump) bool { return d.Family == fa && len(xtables.LiveKube(d.Rules)) > 0 })
-		if i >= 0 {
-			rulesets = append(rulesets, s.Dumps[i].Rules)
-			flavour = s.Dumps[i].Flavour.String()
-		}
-	}
+	rulesets, flavour := liveKube(s)
 	clients := newHeld(liverules.New(liverules.Config{}, rulesets...).AffinityLists())
 	p, notes := programOf(ctx, liverules.Config{
 		Addrs: s.Addrs, Route: route, Recent: clients.recent, Snapshot: v.Snapshot, Overlay: v.Overlay,
@@ -206,9 +235,21 @@ func (n *node) live(ctx context.Context, v *proxy.View, s *check.State) func(pro
 		for _, h := range clients.found {
 			a.Held(h.list.Endpoint, h.age, h.list.Timeout)
 		}
-		a.Rules = "the live rules of " + n.cfg.Name + " (iptables-" + flavour + ")"
+		a.Rules = n.liveRules("iptables-" + flavour)
 		return a, nil
 	}
+}
+
+// liveKube returns the rules of the flavour that serves, one for each family.
+func liveKube(s *check.State) (rulesets []*xtables.Ruleset, flavour string) {
+	for _, fa := range []xtables.Family{xtables.IPv4, xtables.IPv6} {
+		i := slices.IndexFunc(s.Dumps, func(d xtables.Dump) bool { return d.Family == fa && len(xtables.LiveKube(d.Rules)) > 0 })
+		if i >= 0 {
+			rulesets = append(rulesets, s.Dumps[i].Rules)
+			flavour = s.Dumps[i].Flavour.String()
+		}
+	}
+	return rulesets, flavour
 }
 
 // programOf reads rulesets, and the kernel's sets if rules ask for any.
@@ -264,7 +305,7 @@ func (n *node) liveNFT(ctx context.Context, s *check.State) (func(proxy.Packet) 
 		}
 		o := p.Walk(pkt)
 		a := explain.Outcome(&o, proxy.NFTables, pkt)
-		a.Rules = "the live rules of " + n.cfg.Name + " (nftables)"
+		a.Rules = n.liveRules("nftables")
 		a.Notes = append(a.Notes, notes...)
 		for _, text := range p.Unknown() {
 			a.Notes = append(a.Notes, "not evaluated, and taken not to match: "+text)

@@ -26,7 +26,7 @@ func (n *node) relayConfig() relay.Config {
 		WatchingDirect: func(delta int) { n.tracer.direct.Add(int64(delta)) },
 		Direct:         n.tracer.straight, Findings: n.lately.said,
 		Unseen:  n.unseen,
-		Explain: n.explain, Check: n.check, Collect: n.collect,
+		Explain: n.explain, Services: n.services, Check: n.check, Collect: n.collect,
 		Trace: n.paths.ask, Settle: n.paths.settle, Record: n.record,
 		Logger: n.cfg.Logger,
 	}

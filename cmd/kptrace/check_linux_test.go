@@ -2,9 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/kptrace/kptrace/exporters/text"
 )
@@ -39,6 +42,30 @@ func TestCheckLab(t *testing.T) {
 			}
 			if out := d.must("explain", "svc/foo", "-n", "shop", "--from", "10.9.8.7"); !strings.Contains(out, "not ready") || !strings.Contains(out, "iptables-"+flavour) {
 				t.Errorf("got %s", out)
+			}
+
+			// The table is that of what iptables-save prints, with what the API says.
+			file := filepath.Join(d.dir, "node1.rules")
+			writeFile(t, file, d.must("lab", "exec", "node/node1", "--", "iptables-"+flavour+"-save"))
+			var live, saved text.RulesJSON
+			for from, into := range map[string]*text.RulesJSON{d.must("explain", "-o", "json"): &live, d.must("explain", "--rules", file, "-o", "json"): &saved} {
+				if err := json.Unmarshal([]byte(from), into); err != nil {
+					t.Fatalf("%v: %s", err, from)
+				}
+			}
+			excluded := 0
+			for i := range live.Services {
+				for j := range live.Services[i].Addresses {
+					x := &live.Services[i].Addresses[j]
+					excluded += len(x.Excluded)
+					x.Excluded = nil
+				}
+			}
+			if diff := cmp.Diff(saved, live); diff != "" || len(live.Services) < 4 || excluded == 0 {
+				t.Errorf("%d Services, %d endpoints excluded, (-saved +live):\n%s", len(live.Services), excluded, diff)
+			}
+			if out := d.must("explain", "-n", "shop"); !strings.Contains(out, "(foo-1)") || !strings.Contains(out, "33.3") {
+				t.Errorf("the table: %s", out)
 			}
 
 			// A rule that asks for a set is answered by the kernel's.

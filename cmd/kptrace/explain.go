@@ -54,7 +54,8 @@ write for a folder of YAML or for what an API server says; with both, that gives
 names and says of each endpoint that is no candidate why. With neither, the nodes
 that run here are asked, each for its live rules and sets.
 
-Without a packet or a client: a table of every Service, its endpoints and odds.
+Without a packet, a Service or a client: a table of every Service, its endpoints and
+odds; of the live rules of the nodes that run here where nothing else is said.
 
 Nothing is guessed. What a text cannot tell (sets, sockets, which addresses are
 the node's) is reported as not evaluated, and if it matters the answer is given
@@ -80,7 +81,10 @@ Exit codes: 0, 1 for an error, 2 for wrong usage, 3 if rules lead nowhere.`,
   # A Service by name, from one client, as JSON with path and odds
   kptrace explain svc/foo -n shop --from 10.244.1.2 --rules node1.rules -o json
 
-  # By the live rules of the nodes that run here
+  # The table by the live rules of the nodes that run here
+  kptrace explain
+
+  # One Service by them
   kptrace explain svc/foo -n shop --from pod/web
 
   # What kptrace would do with it, with the names of pods and who is excluded and why
@@ -166,12 +170,18 @@ func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	services := f.choose(live, ns, svc)
+	services := f.choose(live.program.Services(), ns, svc)
 	if len(services) == 0 && (svc != "" || len(f.ports) > 0) {
 		return live.unknown(ns, svc, f.ports)
 	}
 	if f.packet == "" && f.from == "" {
-		return f.table(cmd, live, services)
+		if len(services) == 0 {
+			return live.nothing()
+		}
+		if f.output != "json" {
+			live.talk(cmd.ErrOrStderr())
+		}
+		return f.tables(cmd, []servicesOf{{live.program.Mode(), services, live.snapshot}})
 	}
 	var packets []proxy.Packet
 	if f.packet != "" {
@@ -187,9 +197,9 @@ func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
 }
 
 // choose picks Services by namespace, name and port.
-func (f *explainFlags) choose(live *rulesOf, ns, svc string) []*liverules.Service {
+func (f *explainFlags) choose(all []*liverules.Service, ns, svc string) []*liverules.Service {
 	var out []*liverules.Service
-	for _, s := range live.program.Services() {
+	for _, s := range all {
 		if ns != "" && s.Name.Namespace != ns || svc != "" && s.Name.Name != svc {
 			continue
 		}
@@ -203,32 +213,55 @@ func (f *explainFlags) choose(live *rulesOf, ns, svc string) []*liverules.Servic
 	return out
 }
 
-func (f *explainFlags) table(cmd *cobra.Command, live *rulesOf, services []*liverules.Service) error {
-	bad := 0
-	for _, s := range services {
-		for i := range s.Fronts {
-			if s.Fronts[i].Missing > 0 || s.Fronts[i].Verdict == proxy.Pass {
-				bad++
+// servicesOf are the Services that the rules of one node know.
+type servicesOf struct {
+	mode     proxy.Mode
+	services []*liverules.Service
+	snapshot *proxy.Snapshot
+}
+
+// tables prints a table for each node, and ends with exitProblem if rules lead nowhere.
+func (f *explainFlags) tables(cmd *cobra.Command, all []servicesOf) error {
+	var docs []text.RulesJSON
+	bad := false
+	for _, of := range all {
+		for _, s := range of.services {
+			bad = bad || slices.ContainsFunc(s.Fronts, func(x liverules.Front) bool { return x.Missing > 0 || x.Verdict == proxy.Pass })
+		}
+		docs = append(docs, text.ToRulesJSON(of.mode, of.services, of.snapshot))
+		if f.output != "json" {
+			if err := text.Rules(cmd.OutOrStdout(), of.services, of.snapshot); err != nil {
+				return err
 			}
 		}
 	}
-	mode := live.program.Mode()
-	var err error
 	if f.output == "json" {
-		err = printJSON(cmd.OutOrStdout(), text.ToRulesJSON(mode, services, live.snapshot))
-	} else {
-		live.talk(cmd.ErrOrStderr())
-		if len(services) > 0 {
-			err = text.Rules(cmd.OutOrStdout(), services, live.snapshot)
+		if err := printOneOrAll(cmd.OutOrStdout(), docs); err != nil {
+			return err
 		}
 	}
-	if err == nil && bad > 0 {
+	if bad {
 		return &exitCodeError{code: exitProblem}
 	}
-	if err == nil && len(services) == 0 {
-		return live.nothing()
+	return nil
+}
+
+// askTables asks nodes that run here which Services their live rules know.
+func (f *explainFlags) askTables(cmd *cobra.Command, clients []*relay.Client, ns string) error {
+	var all []servicesOf
+	for _, c := range clients {
+		r, err := c.Services(cmd.Context(), relay.ServicesRequest{Namespace: ns})
+		if err != nil {
+			return err
+		}
+		of := servicesOf{r.Mode, f.choose(r.Services, ns, ""), r.Snapshot}
+		fmt.Fprintln(cmd.ErrOrStderr(), r.Rules)
+		for _, n := range r.Notes {
+			fmt.Fprintln(cmd.ErrOrStderr(), "note:", n)
+		}
+		all = append(all, of)
 	}
-	return err
+	return f.tables(cmd, all)
 }
 
 // packets makes one packet for each address of the Services.
@@ -275,7 +308,7 @@ func (f *explainFlags) ask(cmd *cobra.Command, clients []*relay.Client, ns, svc 
 		pkt.In = f.in
 		req.Packet = &pkt
 	case svc == "":
-		return usageErr(errors.New("say what to explain: svc/NAME, or --packet; a table of all Services is made of --rules, --manifests or --kubeconfig"))
+		return f.askTables(cmd, clients, ns)
 	case f.from == "node":
 		req.FromNode = true
 	case f.from != "":
@@ -322,12 +355,18 @@ func (f *explainFlags) print(cmd *cobra.Command, all []explain.Answer) error {
 			return err
 		}
 	}
-	if f.output == "json" && len(docs) == 1 {
-		return printJSON(cmd.OutOrStdout(), docs[0])
-	} else if f.output == "json" {
-		return printJSON(cmd.OutOrStdout(), docs)
+	if f.output == "json" {
+		return printOneOrAll(cmd.OutOrStdout(), docs)
 	}
 	return nil
+}
+
+// printOneOrAll prints one document, or a list of them.
+func printOneOrAll[T any](w io.Writer, docs []T) error {
+	if len(docs) == 1 {
+		return printJSON(w, docs[0])
+	}
+	return printJSON(w, docs)
 }
 
 func (f *explainFlags) answer(cmd *cobra.Command, live *rulesOf, packets []proxy.Packet) error {

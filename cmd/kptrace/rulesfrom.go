@@ -175,6 +175,9 @@ func (r *rulesOf) readNFT(text string, beside []*xtables.Ruleset) error {
 		return err
 	}
 	r.program, r.nft = p, p
+	if len(p.Services()) == 0 && len(beside) == 0 && strings.Contains(text, "KUBE-SERVICES") {
+		return errors.New("these are tables of iptables-nft as nft prints them, who leaves out much of what rules ask for: give what iptables-save prints")
+	}
 	if n := p.Others(); n > 0 && !r.others {
 		r.notes = append(r.notes, fmt.Sprintf("%d tables of others are not walked", n))
 	}

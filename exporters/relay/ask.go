@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kptrace/kptrace/proxy"
+	"github.com/kptrace/kptrace/proxy/liverules"
 	"github.com/kptrace/kptrace/trace/check"
 	"github.com/kptrace/kptrace/trace/explain"
 )
@@ -34,6 +35,26 @@ type ExplainRequest struct {
 	In string
 	// Desired walks what the node's own proxy wants instead of the live rules.
 	Desired bool
+}
+
+// ServicesRequest asks a node which Services its live rules know.
+type ServicesRequest struct {
+	// Namespace is theirs, empty for all.
+	Namespace string
+}
+
+// ServicesResponse is what a node's live rules do with every Service.
+type ServicesResponse struct {
+	Node string
+	Mode proxy.Mode
+	// Rules says which they are, as "the live rules of node1 (iptables-nft)".
+	Rules string
+	// Services are ordered as in the rules.
+	Services []*liverules.Service
+	// Snapshot has what the API says of the Services asked for.
+	Snapshot *proxy.Snapshot
+	// Notes say what was not evaluated, in sentences without full stop.
+	Notes []string
 }
 
 // PodName is the name of a pod.
@@ -70,9 +91,10 @@ type CollectResponse struct {
 
 // The kinds of questions.
 const (
-	askExplain = "explain"
-	askCheck   = "check"
-	askCollect = "collect"
+	askExplain  = "explain"
+	askServices = "services"
+	askCheck    = "check"
+	askCollect  = "collect"
 )
 
 // Ask answers a question of a client.
@@ -80,6 +102,8 @@ func (s *Server) Ask(ctx context.Context, q *Question) (*Document, error) {
 	switch q.GetKind() {
 	case askExplain:
 		return reply(ctx, q, s.cfg.Explain)
+	case askServices:
+		return reply(ctx, q, s.cfg.Services)
 	case askCheck:
 		return reply(ctx, q, s.cfg.Check)
 	case askCollect:
@@ -110,6 +134,11 @@ func reply[Q, A any](ctx context.Context, q *Question, answer func(context.Conte
 // Explain asks the node what its rules do with a packet.
 func (c *Client) Explain(ctx context.Context, req ExplainRequest) ([]explain.Answer, error) {
 	return ask[[]explain.Answer](ctx, c, askExplain, req)
+}
+
+// Services asks the node for what its live rules do with every Service.
+func (c *Client) Services(ctx context.Context, req ServicesRequest) (ServicesResponse, error) {
+	return ask[ServicesResponse](ctx, c, askServices, req)
 }
 
 // Check asks the node to check itself.

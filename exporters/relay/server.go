@@ -43,10 +43,11 @@ type Config struct {
 	// Findings is what the node's last check found, a sentence each, for the
 	// Services in question; it does not wait. Nil means that nobody checks.
 	Findings func(services []proxy.PortName) []string
-	// Explain and Check answer questions about the node's kernel; nil means that
-	// it cannot.
-	Explain func(context.Context, ExplainRequest) ([]explain.Answer, error)
-	Check   func(context.Context, CheckRequest) (CheckResponse, error)
+	// Explain, Services and Check answer questions about the node's kernel; nil means
+	// that it cannot.
+	Explain  func(context.Context, ExplainRequest) ([]explain.Answer, error)
+	Services func(context.Context, ServicesRequest) (ServicesResponse, error)
+	Check    func(context.Context, CheckRequest) (CheckResponse, error)
 	// Collect reads what a bug report holds; nil as with Explain.
 	Collect func(context.Context, CollectRequest) (CollectResponse, error)
 	// Trace has the paths of a Request's flows traced until release is called;
