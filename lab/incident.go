@@ -189,7 +189,7 @@ func Incidents() []Incident {
 		{Name: "forgotten", Service: "foo", Symptom: "requests on some connections to http://foo.shop that were open for a while ended in a reset, once", Reason: trace.EntryLost, Once: true, Late: 5 * time.Second,
 			Answer: "Somebody deleted the node's entries of established connections.",
 			do:     step{forget: true}},
-		{Name: "invalid", RulesOf: true, Service: "foo", Symptom: "requests on some connections to http://foo.shop that were open for a while hung, once", Reason: trace.InvalidDropped, Once: true, Late: 5 * time.Second, UnderWay: 4 * time.Second,
+		{Name: "invalid", RulesOf: true, Service: "foo", Symptom: "requests on some connections to http://foo.shop that were open for a while hung, once", Reason: trace.InvalidDropped, Once: true, Late: 5 * time.Second, UnderWay: 4 * time.Second, After: 8 * time.Second,
 			Answer: "nf_conntrack_tcp_loose was set to 0, and somebody deleted the node's entries of established connections: what belongs to these is INVALID, and dropped.",
 			do:     step{sysctls: []setting{{"net/netfilter/nf_conntrack_tcp_loose", "0", "1"}}, forget: true}},
 		{Name: "eviction", Service: "foo", Symptom: "for a moment requests to http://foo.shop hung", Reason: trace.EndpointGone, Also: trace.RulesBehind, Once: true,

@@ -70,6 +70,9 @@ type Config struct {
 	// CheckMaxRules, those of some Services are looked at each time, in turn.
 	CheckEvery    time.Duration
 	CheckMaxRules int
+	// PathBuffer is the receive buffer for reports of paths in bytes, zero for what
+	// the source thinks right. The kernel uses of it what has not been read.
+	PathBuffer int
 	// OTLP says where connections are exported to, nil nowhere.
 	OTLP *otlp.Config
 	// Wanted is the mode that was asked for, if another one runs because it

@@ -94,8 +94,8 @@ func (r *pathRig) unlimited() *selection.Selection {
 	return selection.New(selection.Config{Tools: r.tools, Flavour: r.flavour, Timeout: time.Minute, Rate: 10_000, Burst: 10_000})
 }
 
-// settled waits until nothing more is received, and returns how much was. Of what was
-// lost the kernel is asked now and then, and on a busy machine that can take seconds:
+// settled waits until nothing more is received, and returns how much was
+// sent. Of what was lost the kernel is asked now and then, and on a busy machine that can take seconds:
 // it waits longer where received and lost are not yet what was sent.
 func (r *pathRig) settled(sent uint64) uint64 {
 	var last uint64
@@ -110,7 +110,8 @@ func (r *pathRig) settled(sent uint64) uint64 {
 			break
 		}
 	}
-	return r.source.Stats().Events
+	s := r.source.Stats()
+	return s.Events + s.Lost
 }
 
 // synPaths returns of how many client ports there are paths of a SYN, and how many

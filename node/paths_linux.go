@@ -32,6 +32,7 @@ type pathTracer struct {
 	tools    xtables.Tools
 	flavour  func(context.Context) (xtables.Flavour, error)
 	ipv6     func() bool
+	buffer   int
 	views    func() []*proxy.View
 	owner    *owner
 	tracer   *tracer
@@ -58,7 +59,7 @@ func newPathTracer(n *node) *pathTracer {
 	p := &pathTracer{
 		readOnly: n.cfg.ReadOnly,
 		views:    n.syncer.Views, owner: n.owner, tracer: n.tracer, logger: n.cfg.Logger, changed: make(chan struct{}, 1),
-		ipv6: func() bool { return false },
+		buffer: n.cfg.PathBuffer, ipv6: func() bool { return false },
 	}
 	if b, ok := n.cfg.Backend.(interface{ IPv6() bool }); ok {
 		p.ipv6 = b.IPv6

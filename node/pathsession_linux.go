@@ -88,9 +88,9 @@ func (p *pathTracer) session(ctx context.Context) (err error) {
 	s := &pathSession{p: p, flavour: fl}
 	s.frames.wake = make(chan struct{}, 1)
 	if fl == xtables.NFT {
-		s.source = nftSource{nftrace.New(nftrace.Config{OnLoss: s.losses.add})}
+		s.source = nftSource{nftrace.New(nftrace.Config{OnLoss: s.losses.add, ReceiveBuffer: p.buffer})}
 	} else {
-		s.source = legacySource{legacytrace.New(legacytrace.Config{OnLoss: s.losses.add})}
+		s.source = legacySource{legacytrace.New(legacytrace.Config{OnLoss: s.losses.add, ReceiveBuffer: p.buffer})}
 	}
 	s.begin(s.devices.name, s.endpoint)
 	s.sel = selection.New(selection.Config{Tools: p.tools, Flavour: fl, IPv6: p.ipv6()})

@@ -81,6 +81,7 @@ alone, and those that were refused or dropped are not seen.`,
 	fl.StringVar(&p.manifests, "manifests", "", "folder of Kubernetes YAML to take state from, instead of an API server")
 	fl.BoolVar(&f.readOnly, "read-only", false, "change nothing on the node, and see less")
 	fl.Uint16Var(&p.group, "nflog-group", 100, "NFLOG group for tracing; one that another program holds is never taken")
+	fl.IntVar(&p.pathBuffer, "path-buffer", 0, "bytes of reports that the kernel may hold for us while somebody follows paths; 0 is 256 MiB for root, which 5,000 connections at once may need")
 	fl.StringVar(&p.socket, "socket", "", "Unix socket to answer follow, show and status on (default: "+relay.DefaultSocket()+")")
 	fl.StringVar(&p.kube.cfg.MetricsBindAddress, "metrics-bind-address", "127.0.0.1:9809", "IP:port of /metrics, empty for none")
 	fl.BoolVar(&p.verbose, "verbose", false, "log every look at the rules")
@@ -172,7 +173,7 @@ func (f *agentFlags) nodeConfig(c *config.Config, logger *slog.Logger) (node.Con
 		return node.Config{}, usageErr(err)
 	}
 	return node.Config{
-		Version: version, Logger: logger, Metrics: metrics, CheckEvery: p.metrics.checkEvery, CheckMaxRules: p.metrics.checkRules, OTLP: exported,
+		Version: version, Logger: logger, Metrics: metrics, CheckEvery: p.metrics.checkEvery, CheckMaxRules: p.metrics.checkRules, OTLP: exported, PathBuffer: p.pathBuffer,
 		Trace: true, ReadOnly: f.readOnly, NoLocalhost: true,
 		NFLogGroup: p.group, MasqueradeMark: 1 << *c.IPTables.MasqueradeBit,
 		Socket: p.socket, HistoryFailures: p.historyFailures, HistorySuccesses: p.historySuccesses,

@@ -64,7 +64,7 @@ func TestCheckLab(t *testing.T) {
 			if diff := cmp.Diff(saved, live); diff != "" || len(live.Services) < 4 || excluded == 0 {
 				t.Errorf("%d Services, %d endpoints excluded, (-saved +live):\n%s", len(live.Services), excluded, diff)
 			}
-			if out := d.must("explain", "-n", "shop"); !strings.Contains(out, "(foo-1)") || !strings.Contains(out, "33.3") {
+			if out := d.must("explain", "-n", "shop"); !strings.Contains(out, "(foo-1)") || !strings.Contains(out, "33 %") {
 				t.Errorf("the table: %s", out)
 			}
 

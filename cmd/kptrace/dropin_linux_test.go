@@ -42,7 +42,7 @@ func (w *world) gets(url string, code int, want ...string) {
 	w.t.Helper()
 	var got int
 	var body string
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		got, body, _ = w.get(url)
 		ok := got == code
 		for _, s := range want {

@@ -143,7 +143,7 @@ func (f *proxyFlags) nodeConfig(c *config.Config, logger *slog.Logger) (node.Con
 		return node.Config{}, usageErr(err)
 	}
 	return node.Config{
-		Metrics: metrics, CheckEvery: f.metrics.checkEvery, CheckMaxRules: f.metrics.checkRules, FailureEventsAfter: f.metrics.eventsAfter, OTLP: exported,
+		Metrics: metrics, CheckEvery: f.metrics.checkEvery, CheckMaxRules: f.metrics.checkRules, FailureEventsAfter: f.metrics.eventsAfter, OTLP: exported, PathBuffer: f.pathBuffer,
 		Version: version, Logger: logger,
 		Trace: f.trace, NFLogGroup: f.group, MasqueradeMark: 1 << *c.IPTables.MasqueradeBit,
 		Socket: f.socket, HistoryFailures: f.historyFailures, HistorySuccesses: f.historySuccesses,

@@ -42,7 +42,7 @@ func (i inside) Run() int {
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
 	if !given {
-		if err := flag.Set("test.parallel", "32"); err != nil {
+		if err := flag.Set("test.parallel", "12"); err != nil {
 			panic(err) // the flag is not there
 		}
 	}

@@ -34,6 +34,7 @@ type proxyFlags struct {
 	serverHealth       bool
 	trace              bool
 	group              uint16
+	pathBuffer         int
 	socket             string
 	dryRun             bool
 	undo               string
@@ -114,6 +115,7 @@ A start in one mode removes the rules of others.`,
 	fl.BoolVar(&f.takeOver, "take-over", false, "start although KUBE-* rules are live in the other iptables flavour, and remove them")
 	fl.BoolVar(&f.trace, "trace", true, "watch what the kernel does with Service packets")
 	fl.Uint16Var(&f.group, "nflog-group", 100, "NFLOG group for tracing; one that another program holds is never taken")
+	fl.IntVar(&f.pathBuffer, "path-buffer", 0, "bytes of reports that the kernel may hold for us while somebody follows paths; 0 is 256 MiB for root, which 5,000 connections at once may need")
 	fl.StringVar(&f.socket, "socket", "", "Unix socket to answer follow, show and status on (default: "+relay.DefaultSocket()+")")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "print what would be programmed, as iptables-restore takes it, and exit")
 	fl.StringVar(&f.undo, "undo-on-exit", "auto", "remove rules and set sysctls back at the end: always, never, or auto (on Ctrl-C, not on SIGTERM)")

@@ -146,6 +146,8 @@ func (t *affinityTable) judge(k affinityKey, now int64, timeout time.Duration, m
 	switch {
 	case !missed:
 		return trace.AffinityHit, time.Duration(age)
+	case e.seeded && age < seedSlack:
+		return trace.AffinityNew, 0 // no list held it, but one that was read: that was after this pick
 	case !candidate(e.endpoint):
 		return trace.AffinityReset, 0
 	case age+affinitySlack >= int64(timeout):

@@ -121,6 +121,13 @@ func TestAffinity(t *testing.T) {
 		check(t, dial(l, client, ep1, false), trace.AffinityHit, 3*time.Second)
 		check(t, dial(l, "10.244.1.6", ep1, false), trace.AffinityHit, 0)
 	})
+	t.Run("seeded with itself", func(t *testing.T) {
+		l := newLab(t, nil)
+		l.c.SeedAffinity(correlate.AffinitySeed{Client: netip.MustParseAddr(client), Service: sticky, Endpoint: ep1, Last: time.Unix(0, l.now)})
+		check(t, dial(l, client, ep1, true), trace.AffinityNew, 0)
+		l.pass(2 * time.Second)
+		check(t, dial(l, client, ep1, true), trace.AffinityReset, 0)
+	})
 	t.Run("none", func(t *testing.T) {
 		l := newLab(t, nil)
 		l.conn(foo, pod, ep1).pick()

@@ -183,7 +183,8 @@ func (s *Source) attach(inum uint32) (_ *attached, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &attached{}
+	// This takes its time, and what is told meanwhile would be read late.
+	a := &attached{functions: readFunctions()}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -198,17 +199,16 @@ func (s *Source) attach(inum uint32) (_ *attached, err error) {
 	if a.lost, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}); err != nil {
 		return nil, refused("a BPF map", err)
 	}
+	so, err := sockLayout(spec)
 	if err := a.run("kptrace_drop", "kfree_skb", program(&o, inum, a.ring, a.lost)); err != nil {
 		return nil, refused("a BPF program at kfree_skb", err)
 	}
-	so, err := sockLayout(spec)
 	if err == nil {
 		err = a.run("kptrace_resend", "tcp_retransmit_skb", resent(&o, &so, inum, a.ring, a.lost))
 	}
 	if err != nil { // drops are told without
 		s.tally.Note("segments that are sent again are not told: " + refused("a BPF program at tcp_retransmit_skb", err).Error())
 	}
-	a.functions = readFunctions()
 	var mono unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono); err != nil {
 		return nil, fmt.Errorf("drop: reading the clock: %w", err)
