@@ -100,15 +100,15 @@ func TestFlushed(t *testing.T) {
 			if kind == "agent" {
 				w.others("nft")
 			}
-			eventually(t, 10*time.Second, "Services again", func() bool { return visit(500 * time.Millisecond) })
+			eventually(t, 30*time.Second, "Services again", func() bool { return visit(500 * time.Millisecond) })
 			t.Logf("after %v", time.Since(flushed).Round(time.Millisecond))
-			eventually(t, 10*time.Second, "the rules that report", func() bool {
+			eventually(t, 30*time.Second, "the rules that report", func() bool {
 				return strings.Contains(save(t, w.ns, "nft"), "-N KPTRACE") || strings.Contains(save(t, w.ns, "nft"), ":KPTRACE ")
 			})
 			if kind == "agent" {
-				k.await(k.err, "others removed rules of ours that report; they are back", 10*time.Second)
+				k.await(k.err, "others removed rules of ours that report; they are back", 30*time.Second)
 			} else {
-				k.await(k.err, "others changed our rules; repairing", 10*time.Second)
+				k.await(k.err, "others changed our rules; repairing", 30*time.Second)
 			}
 			for range 20 {
 				if !visit(patient) {
@@ -116,7 +116,7 @@ func TestFlushed(t *testing.T) {
 				}
 			}
 			var held map[int]text.FlowJSON
-			eventually(t, 10*time.Second, "the end of the connections made since", func() bool {
+			eventually(t, 30*time.Second, "the end of the connections made since", func() bool {
 				held = w.flows()
 				n := 0
 				for port := range good {
