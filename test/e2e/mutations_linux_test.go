@@ -71,7 +71,7 @@ func mutations() []mutation {
 		{"NFLOG that is not ours", `^-A KUBE-FORWARD`, insert("-A KUBE-FORWARD -j NFLOG --nflog-prefix kp2:x --nflog-group 100"), "ours only"},
 		{"jump to a chain like ours", `^-A KUBE-FORWARD`, insert("-A KUBE-FORWARD -j KUBE-FIREWALL"), "ours only"},
 		{"localnet guard", `block incoming localnet`, replace("127.0.0.0/8", "127.0.0.0/16"), "upstream only"},
-		{"invalid packets pass", `--ctstate INVALID -j DROP`, replace("DROP", "ACCEPT"), "upstream only"},
+		{"invalid packets pass", `^-A KUBE-FORWARD .*--ctstate INVALID`, replace("DROP", "ACCEPT"), "upstream only"},
 		{"random ports", `-j MASQUERADE --random-fully`, replace(" --random-fully", ""), "upstream only"},
 	}
 }
