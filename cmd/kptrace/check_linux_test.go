@@ -68,6 +68,10 @@ func TestCheckLab(t *testing.T) {
 				t.Errorf("the table: %s", out)
 			}
 
+			if code, out, talk := d.kptrace("explain", "-n", "nowhere"); code != 1 || out != "" || !strings.Contains(talk, "no Service of namespace nowhere") {
+				t.Errorf("exit %d, %s%s", code, out, talk)
+			}
+
 			// A rule that asks for a set is answered by the kernel's.
 			d.must("lab", "exec", "node/node1", "--", "sh", "-c", "ipset create banned hash:ip && ipset add banned 10.9.8.7")
 			d.must("lab", "exec", "node/node1", "--", "iptables-"+flavour, "-I", "FORWARD", "-m", "set", "--match-set", "banned", "src", "-j", "DROP")

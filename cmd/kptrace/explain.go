@@ -171,7 +171,7 @@ func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	services := f.choose(live.program.Services(), ns, svc)
-	if len(services) == 0 && (svc != "" || len(f.ports) > 0) {
+	if len(services) == 0 && (ns != "" || svc != "" || len(f.ports) > 0) {
 		return live.unknown(ns, svc, f.ports)
 	}
 	if f.packet == "" && f.from == "" {
@@ -181,7 +181,7 @@ func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
 		if f.output != "json" {
 			live.talk(cmd.ErrOrStderr())
 		}
-		return f.tables(cmd, []servicesOf{{live.program.Mode(), services, live.snapshot}})
+		return f.tables(cmd, []servicesOf{{live.from, live.program.Mode(), services, live.snapshot}})
 	}
 	var packets []proxy.Packet
 	if f.packet != "" {
@@ -215,6 +215,7 @@ func (f *explainFlags) choose(all []*liverules.Service, ns, svc string) []*liver
 
 // servicesOf are the Services that the rules of one node know.
 type servicesOf struct {
+	rules    string // which they are
 	mode     proxy.Mode
 	services []*liverules.Service
 	snapshot *proxy.Snapshot
@@ -230,6 +231,9 @@ func (f *explainFlags) tables(cmd *cobra.Command, all []servicesOf) error {
 		}
 		docs = append(docs, text.ToRulesJSON(of.mode, of.services, of.snapshot))
 		if f.output != "json" {
+			if len(all) > 1 {
+				fmt.Fprintln(cmd.OutOrStdout(), of.rules)
+			}
 			if err := text.Rules(cmd.OutOrStdout(), of.services, of.snapshot); err != nil {
 				return err
 			}
@@ -249,17 +253,35 @@ func (f *explainFlags) tables(cmd *cobra.Command, all []servicesOf) error {
 // askTables asks nodes that run here which Services their live rules know.
 func (f *explainFlags) askTables(cmd *cobra.Command, clients []*relay.Client, ns string) error {
 	var all []servicesOf
+	var missing error
+	found := 0
 	for _, c := range clients {
 		r, err := c.Services(cmd.Context(), relay.ServicesRequest{Namespace: ns})
+		if errors.Is(err, relay.ErrNotFound) {
+			missing = cmp.Or(missing, err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
-		of := servicesOf{r.Mode, f.choose(r.Services, ns, ""), r.Snapshot}
-		fmt.Fprintln(cmd.ErrOrStderr(), r.Rules)
+		of := servicesOf{r.Rules, r.Mode, f.choose(r.Services, ns, ""), r.Snapshot}
+		found += len(of.services)
+		if len(clients) == 1 {
+			fmt.Fprintln(cmd.ErrOrStderr(), r.Rules)
+		}
 		for _, n := range r.Notes {
 			fmt.Fprintln(cmd.ErrOrStderr(), "note:", n)
 		}
 		all = append(all, of)
+	}
+	switch {
+	case len(all) == 0:
+		return missing
+	case missing != nil:
+		fmt.Fprintln(cmd.ErrOrStderr(), "note:", missing)
+	}
+	if found == 0 {
+		return noneOf(ns, f.ports)
 	}
 	return f.tables(cmd, all)
 }

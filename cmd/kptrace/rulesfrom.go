@@ -176,7 +176,7 @@ func (r *rulesOf) readNFT(text string, beside []*xtables.Ruleset) error {
 	}
 	r.program, r.nft = p, p
 	if len(p.Services()) == 0 && len(beside) == 0 && strings.Contains(text, "KUBE-SERVICES") {
-		return errors.New("these are tables of iptables-nft as nft prints them, who leaves out much of what rules ask for: give what iptables-save prints")
+		return errors.New("these are tables of iptables-nft as nft prints them, and it leaves out much of what rules ask for: give what iptables-save prints")
 	}
 	if n := p.Others(); n > 0 && !r.others {
 		r.notes = append(r.notes, fmt.Sprintf("%d tables of others are not walked", n))
@@ -360,11 +360,23 @@ func (r *rulesOf) unknown(ns, name string, ports []string) error {
 	case len(names) == 0:
 		return r.nothing()
 	case name == "":
-		return fmt.Errorf("no Service in these rules has port %s", strings.Join(ports, " or "))
+		return noneOf(ns, ports)
 	case len(has) > 0:
 		return fmt.Errorf("no port %s of Service %s in these rules: it has %s", strings.Join(ports, " or "), full, strings.Join(slices.Compact(has), ", "))
 	case len(near) > 0:
 		return fmt.Errorf("no Service %s in these rules: did you mean %s?", full, strings.Join(near, ", "))
 	}
 	return fmt.Errorf("no Service %s in these rules; without svc/NAME they are all listed", full)
+}
+
+// noneOf says that rules know no Service of a namespace, empty for all, and with ports.
+func noneOf(ns string, ports []string) error {
+	which := ""
+	if ns != "" {
+		which = " of namespace " + ns
+	}
+	if len(ports) > 0 {
+		which += " with port " + strings.Join(ports, " or ")
+	}
+	return fmt.Errorf("there is no Service%s in these rules; without -n and --port all are listed", which)
 }

@@ -34,10 +34,9 @@ const earlyPriority = -390
 
 // CopyEarly makes EarlyTable with a copy of a chain of the table raw of
 // iptables-nft, and of the rules that jump to it from PREROUTING and OUTPUT, but for
-// rules with hashlimit. It needs
-// Linux 5.12 and rules without extensions that ask for the protocol outside of
-// themselves, as iptables 1.8.6 and later write them; the error says what was refused.
-// Nothing is left of an attempt that failed.
+// rules with hashlimit. It needs Linux 5.12 and rules without extensions that ask for
+// the protocol outside of themselves, as iptables 1.8.6 and later write them; the error
+// says what was refused. Nothing is left of an attempt that failed.
 func CopyEarly(fa Family, chain string) (e *Early, err error) {
 	family := uint8(nfnl.FamilyIPv4)
 	if fa == IPv6 {

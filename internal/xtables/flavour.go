@@ -174,11 +174,14 @@ var kubeNames = []string{
 // servicePrefixes begin the names of chains that serve one Service port.
 var servicePrefixes = [...]string{"KUBE-SVC-", "KUBE-SEP-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-"}
 
+// servesOne reports whether a chain is one of them.
+func servesOne(chain string) bool {
+	return slices.ContainsFunc(servicePrefixes[:], func(prefix string) bool { return strings.HasPrefix(chain, prefix) })
+}
+
 func isKubeProxy(chain string) bool {
-	for _, prefix := range servicePrefixes {
-		if strings.HasPrefix(chain, prefix) {
-			return true
-		}
+	if servesOne(chain) {
+		return true
 	}
 	return slices.Contains(kubeNames, chain)
 }

@@ -53,10 +53,10 @@ func (p *sieve) learn(line []byte) {
 		return
 	}
 	to := target(rule)
-	if !servesOne(to) {
+	if !servesOne(string(to)) {
 		return
 	}
-	if servesOne(chain) {
+	if servesOne(string(chain)) {
 		from := p.hash(chain)
 		p.leads[from] = append(p.leads[from], p.hash(to))
 		return
@@ -94,7 +94,7 @@ func (p *sieve) keep(line []byte) {
 	if !isRule && len(line) > 0 && line[0] == ':' {
 		chain, _, _ = bytes.Cut(line[1:], []byte(" "))
 	}
-	if servesOne(chain) {
+	if servesOne(string(chain)) {
 		if h := p.hash(chain); p.all[h] && !p.some[h] {
 			return
 		}
@@ -155,15 +155,6 @@ func serviceOf(rule []byte) []byte {
 		}
 	}
 	return nil
-}
-
-func servesOne(chain []byte) bool {
-	for _, prefix := range servicePrefixes {
-		if bytes.HasPrefix(chain, []byte(prefix)) {
-			return true
-		}
-	}
-	return false
 }
 
 // lineWriter hands on what is written to it line by line, without newlines. A last

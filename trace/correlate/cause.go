@@ -406,8 +406,9 @@ func (c *Correlator) stale(r *rec, e *trace.Event) {
 
 // explainable returns a flow's record if what it failed for can be made more exact
 // by who was asked: an answer that was not seen or got lost by what became of it,
-// those INVALID segments that it was asked about, and anything else as long as there is no entry in connection tracking, or one that leads
-// elsewhere. Nil if not, or if the flow is not known any more.
+// INVALID segments that it was asked about, and anything else as long as there is no
+// entry in connection tracking, or one that leads elsewhere. Nil if not, or if the flow
+// is not known any more.
 func (c *Correlator) explainable(id trace.FlowID, t conntrack.Tuple, reason trace.Reason) *rec {
 	for r := c.find(t); r != nil; r = r.older {
 		if r.f.ID != id {

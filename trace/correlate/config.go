@@ -49,8 +49,8 @@ type Config struct {
 	Ask func(conntrack.Tuple) bool
 	// Inquire is told once of each failed flow whose first packet did not leave the
 	// node, or went elsewhere than to an endpoint, or whose answer was not seen or got
-	// lost, and of each whose segments are INVALID to connection tracking, and must not call back: who can find out why tells Correlator.Explain
-	// later. Nil is nobody.
+	// lost, and of each whose segments are INVALID to connection tracking. It must not
+	// call back: who can find out why tells Correlator.Explain later. Nil is nobody.
 	Inquire func(Inquiry)
 	// Direct says whether connections past Services are shown; they are counted
 	// anyway. Nil is never.
